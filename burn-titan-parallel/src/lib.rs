@@ -1,0 +1,19 @@
+//! How a run is spread over ranks: the mesh of ranks, the placement of tensors on it, the
+//! communicator, and the program of actions that each rank runs in a step.
+//!
+//! This crate knows tensors, not models. A training step is a [`Program`]: a list of actions made
+//! before the step runs. Parallelism, accumulation and activation checkpointing are ways to write the
+//! list ([`step`]); [`check`] proves a list before it runs; the executor of `burn-titan-core` runs it.
+//! This version has one rank; the mesh and the placements are those that more ranks will use.
+
+pub mod check;
+pub mod communicator;
+pub mod mesh;
+pub mod placement;
+pub mod program;
+pub mod step;
+
+pub use communicator::{Communicator, OneRank, Work};
+pub use mesh::{Axis, Degrees, Mesh, MeshError};
+pub use placement::Placement;
+pub use program::{Action, Keep, Program};

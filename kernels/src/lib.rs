@@ -1,0 +1,32 @@
+//! The mathematics of burn-titan: fused operations on Burn tensors.
+//!
+//! This crate knows no ranks, no models and no configs. All knowledge of Burn's internals (backend
+//! extensions, autodiff registration, raw buffers) is here. One folder an operation:
+//!
+//! - `mod.rs`: the public function, its equation and its paper;
+//! - `flex.rs`: the native CPU implementation, forward and backward;
+//! - `reference.rs`: the same by plain tensor operations. It runs on every device that has no kernel
+//!   of its own, and the tests compare outputs and gradients with it.
+
+pub mod adamw;
+pub mod attention;
+mod autodiff;
+pub mod cross_entropy;
+pub mod device;
+mod flex;
+pub mod inject;
+pub mod norm;
+pub mod rms_norm;
+pub mod rope;
+pub mod swiglu;
+#[cfg(test)]
+mod testing;
+
+pub use adamw::{AdamwStep, adamw};
+pub use attention::attention;
+pub use cross_entropy::linear_cross_entropy;
+pub use inject::inject_gradient;
+pub use norm::sum_of_squares;
+pub use rms_norm::rms_norm;
+pub use rope::rope;
+pub use swiglu::swiglu;

@@ -1,0 +1,11 @@
+//! RMSNorm by plain tensor operations.
+
+use burn::tensor::{DType, Tensor};
+
+/// See [`super::rms_norm`].
+pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f32) -> Tensor<D> {
+    let dtype = x.dtype();
+    let x = x.cast(DType::F32);
+    let scale = (x.clone().square().mean_dim(D - 1) + eps).sqrt().recip();
+    (x * scale * weight.cast(DType::F32).unsqueeze()).cast(dtype)
+}
