@@ -17,10 +17,10 @@ pub(crate) fn noise<const D: usize>(shape: [usize; D], seed: u64) -> Tensor<D> {
     Tensor::<1>::from_floats(values.as_slice(), &Device::flex()).reshape(shape)
 }
 
-/// The largest difference, relative to the largest value of `want` (or 0.01, where all are smaller).
+/// The largest difference, relative to the largest value of `want` (or 0.1, where all are smaller).
 pub(crate) fn distance(got: &[f32], want: &[f32]) -> f32 {
     assert_eq!(got.len(), want.len());
-    let scale = want.iter().fold(1e-2_f32, |m, x| m.max(x.abs()));
+    let scale = want.iter().fold(0.1_f32, |m, x| m.max(x.abs()));
     got.iter().zip(want).fold(0.0_f32, |m, (a, b)| m.max((a - b).abs())) / scale
 }
 

@@ -1,0 +1,208 @@
+//! What can be wrong with a checkpoint.
+
+use std::path::PathBuf;
+
+use super::durable::FileError;
+use super::tensor::{HostDtype, TensorError};
+use super::tensor_file::TensorFileError;
+
+/// What can be wrong with a checkpoint, or with the folder it lies in. Every message names the file
+/// and what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The operating system refused.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A safetensors file cannot be read.
+    #[error(transparent)]
+    TensorFile(#[from] TensorFileError),
+    /// A tensor contradicts itself.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    /// The folder has no `index.json`.
+    #[error(
+        "{}: no such file, so the folder is not a complete checkpoint: choose another step, or \
+         delete the folder",
+        path.display()
+    )]
+    NoIndex {
+        /// Where the index should be.
+        path: PathBuf,
+    },
+    /// `index.json` cannot be understood.
+    #[error(
+        "{}: {reason}: restore the file from a copy, or delete the folder to continue from an \
+         older step",
+        path.display()
+    )]
+    Index {
+        /// The index.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The checkpoint was written by another version.
+    #[error(
+        "{}: format version {found}, but this program reads version {supported}: use the program \
+         version that wrote it",
+        path.display()
+    )]
+    Version {
+        /// The index.
+        path: PathBuf,
+        /// The version it names.
+        found: String,
+        /// The version read here.
+        supported: u32,
+    },
+    /// A file that the index lists is not there.
+    #[error(
+        "{}: the file is missing, though index.json lists it: restore it from a copy, or delete \
+         the folder to continue from an older step",
+        path.display()
+    )]
+    MissingFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file has another size than the index says.
+    #[error(
+        "{}: the file has {found} bytes, but index.json says {expected}: it is torn; restore it \
+         from a copy, or delete the folder to continue from an older step",
+        path.display()
+    )]
+    Torn {
+        /// The file.
+        path: PathBuf,
+        /// Bytes according to the index.
+        expected: u64,
+        /// Bytes on the disk.
+        found: u64,
+    },
+    /// A file's contents are not those that were written.
+    #[error(
+        "{}: checksum {found}, but {expected} was written: the file was altered; restore it from a \
+         copy, or delete the folder to continue from an older step",
+        path.display()
+    )]
+    Altered {
+        /// The file.
+        path: PathBuf,
+        /// Checksum that was written, in hexadecimal.
+        expected: String,
+        /// Checksum of what is there.
+        found: String,
+    },
+    /// A tensor is not in the checkpoint.
+    #[error(
+        "{}: no tensor `{name}`{}: continue with the model config that made the checkpoint (its \
+         config.yaml)",
+        path.display(),
+        did_you_mean(nearest)
+    )]
+    MissingTensor {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The tensor with the most similar name.
+        nearest: Option<String>,
+    },
+    /// A tensor has another shape or element type than the model.
+    #[error(
+        "{}: tensor `{name}` is {found_dtype} {found_shape:?}, but {dtype} {shape:?} is needed: \
+         continue with the model config that made the checkpoint (its config.yaml)",
+        path.display()
+    )]
+    WrongTensor {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Element type that is needed.
+        dtype: HostDtype,
+        /// Shape that is needed.
+        shape: Vec<usize>,
+        /// Element type in the file.
+        found_dtype: HostDtype,
+        /// Shape in the file.
+        found_shape: Vec<usize>,
+    },
+    /// Two tensors of one checkpoint have the same name.
+    #[error("tensor `{name}` is given twice: names must differ over model and optimizer")]
+    DuplicateTensor {
+        /// The name.
+        name: String,
+    },
+    /// `state.json` is not what the caller expects.
+    #[error(
+        "{}: {reason}: use the program version that wrote the checkpoint",
+        path.display()
+    )]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Another process writes to the same folder.
+    #[error(
+        "{}: another process is saving to this folder: give each run its own `run.output_dir`",
+        folder.display()
+    )]
+    Busy {
+        /// The checkpoint folder.
+        folder: PathBuf,
+    },
+    /// There is nothing to continue from.
+    #[error(
+        "no complete checkpoint in {}: {found}: to start from step 0, remove the folder and set \
+         `checkpoint.resume: auto`",
+        folder.display()
+    )]
+    NothingToResume {
+        /// The checkpoint folder.
+        folder: PathBuf,
+        /// What is there instead.
+        found: String,
+    },
+    /// A run that must start from step 0 would mix with an older one.
+    #[error(
+        "{}: the folder already holds checkpoints (newest: step {newest}), but `checkpoint.resume` \
+         is `never`: choose another `run.output_dir`, or set `checkpoint.resume: auto`",
+        folder.display()
+    )]
+    HoldsCheckpoints {
+        /// The checkpoint folder.
+        folder: PathBuf,
+        /// The newest step in it.
+        newest: u64,
+    },
+    /// A folder given by the user leads to no checkpoint.
+    #[error(
+        "no complete checkpoint found; looked at: {looked}: give a folder like \
+         `step-00000100`, the checkpoint folder, or the run's output folder"
+    )]
+    NotFound {
+        /// The folders that were looked at, and what each of them is.
+        looked: String,
+    },
+}
+
+/// `` (did you mean `x`?)``, or nothing.
+pub(super) fn did_you_mean(nearest: &Option<String>) -> String {
+    nearest.as_ref().map(|name| format!(" (did you mean `{name}`?)")).unwrap_or_default()
+}
+
+/// The candidate most similar to `name`, if any is similar at all.
+pub(super) fn nearest<'a>(
+    name: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> Option<String> {
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
+        .filter(|(similarity, _)| *similarity > 0.8)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate.to_string())
+}

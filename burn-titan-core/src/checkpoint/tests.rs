@@ -1,0 +1,371 @@
+//! What a crash or a damage leaves behind, and what readers make of it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use tempfile::{TempDir, tempdir};
+
+use super::*;
+use crate::config::schema::Resume;
+
+fn tensors(prefix: &str, step: u64) -> Vec<HostTensor> {
+    (0..5)
+        .map(|i| {
+            let values: Vec<f32> = (0..7).map(|v| step as f32 + (i * 10 + v) as f32).collect();
+            HostTensor::from_f32(format!("{prefix}{i}"), &[7], &values).unwrap()
+        })
+        .collect()
+}
+
+fn save_step(folder: &Path, keep: usize, step: u64) -> Result<PathBuf, CheckpointError> {
+    let content = CheckpointContent {
+        step,
+        model: &tensors("layers.", step),
+        optimizer: &tensors("exp_avg.", step),
+        state: &json!({"cursor": step * 8}),
+        config_yaml: "run:\n  name: x\n",
+        max_file_bytes: 70,
+    };
+    save(folder, keep, &content)
+}
+
+fn steps(folder: &Path) -> Vec<u64> {
+    list(folder).unwrap().iter().map(|entry| entry.step).collect()
+}
+
+/// Opens and reads everything, as a resume does.
+fn load(path: &Path) -> Result<(), CheckpointError> {
+    let checkpoint = open(path)?;
+    checkpoint.state::<serde_json::Value>()?;
+    checkpoint.config_yaml()?;
+    let names: Vec<String> = checkpoint
+        .model_tensors()
+        .chain(checkpoint.optimizer_tensors())
+        .map(|entry| entry.name.to_string())
+        .collect();
+    names.iter().try_for_each(|name| checkpoint.tensor(name).map(|_| ()))
+}
+
+fn names_below(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+fn saved(step: u64) -> (TempDir, PathBuf) {
+    let folder = tempdir().unwrap();
+    let path = save_step(folder.path(), 0, step).unwrap();
+    (folder, path)
+}
+
+#[test]
+fn what_is_saved_is_read() {
+    let (folder, path) = saved(100);
+    assert_eq!(path, folder.path().join("step-00000100"));
+    assert_eq!(
+        names_below(&path),
+        [
+            "config.yaml",
+            "index.json",
+            "model-00001-of-00003.safetensors",
+            "model-00002-of-00003.safetensors",
+            "model-00003-of-00003.safetensors",
+            "optimizer-00001-of-00003.safetensors",
+            "optimizer-00002-of-00003.safetensors",
+            "optimizer-00003-of-00003.safetensors",
+            "state.json",
+        ]
+    );
+    let checkpoint = open(&path).unwrap();
+    checkpoint.verify().unwrap();
+    assert_eq!(checkpoint.step(), 100);
+    assert_eq!(checkpoint.config_yaml().unwrap(), "run:\n  name: x\n");
+    assert_eq!(checkpoint.state::<serde_json::Value>().unwrap(), json!({"cursor": 800}));
+    assert_eq!(checkpoint.model_tensors().count(), 5);
+    for tensor in tensors("layers.", 100).iter().chain(&tensors("exp_avg.", 100)) {
+        assert_eq!(&checkpoint.tensor(tensor.name()).unwrap(), tensor);
+    }
+    let entry = checkpoint.optimizer_tensors().next().unwrap();
+    assert_eq!((entry.name, entry.dtype, entry.shape), ("exp_avg.0", HostDtype::F32, &[7][..]));
+}
+
+#[test]
+fn wrong_requests_are_refused() {
+    let (_folder, path) = saved(1);
+    let checkpoint = open(&path).unwrap();
+    let shown = path.display();
+    assert_eq!(
+        checkpoint.tensor("layers.9").unwrap_err().to_string(),
+        format!(
+            "{shown}: no tensor `layers.9` (did you mean `layers.4`?): continue with the model \
+             config that made the checkpoint (its config.yaml)"
+        )
+    );
+    assert!(checkpoint.tensor_of("layers.1", HostDtype::F32, &[7]).is_ok());
+    assert_eq!(
+        checkpoint.tensor_of("layers.1", HostDtype::BF16, &[7, 2]).unwrap_err().to_string(),
+        format!(
+            "{shown}: tensor `layers.1` is F32 [7], but BF16 [7, 2] is needed: continue with the \
+             model config that made the checkpoint (its config.yaml)"
+        )
+    );
+    let error = checkpoint.state::<Vec<u32>>().unwrap_err().to_string();
+    assert!(error.starts_with(&format!("{shown}/state.json: invalid type: map")), "{error}");
+}
+
+#[test]
+fn a_name_given_twice_is_refused() {
+    let folder = tempdir().unwrap();
+    let model = tensors("w", 0);
+    let content = CheckpointContent {
+        step: 1,
+        model: &model,
+        optimizer: &model,
+        state: &json!(null),
+        config_yaml: "",
+        max_file_bytes: DEFAULT_MAX_FILE_BYTES,
+    };
+    assert_eq!(
+        save(folder.path(), 0, &content).unwrap_err().to_string(),
+        "tensor `w0` is given twice: names must differ over model and optimizer"
+    );
+}
+
+#[test]
+fn flipped_bytes_of_every_file_are_refused_by_name() {
+    let (_folder, path) = saved(3);
+    for name in names_below(&path) {
+        let file = path.join(&name);
+        let whole = fs::read(&file).unwrap();
+        // All of the index, which is checked by other means than the rest.
+        let stride = if name == "index.json" { 1 } else { 13 };
+        for position in (0..whole.len()).step_by(stride) {
+            let mut altered = whole.clone();
+            altered[position] ^= [0x01, 0x20, 0x80][position % 3];
+            fs::write(&file, &altered).unwrap();
+            let error = load(&path).expect_err(&format!("{name}: byte {position}"));
+            let message = error.to_string();
+            assert!(message.starts_with(&format!("{}: ", file.display())), "{message}");
+        }
+        fs::write(&file, &whole).unwrap();
+        load(&path).unwrap();
+    }
+}
+
+#[test]
+fn every_missing_or_torn_file_is_refused_by_name() {
+    let (folder, path) = saved(3);
+    save_step(folder.path(), 0, 2).unwrap();
+    for name in names_below(&path) {
+        let file = path.join(&name);
+        let whole = fs::read(&file).unwrap();
+        for length in [0, 1, whole.len() / 2, whole.len() - 1] {
+            fs::write(&file, &whole[..length]).unwrap();
+            let message = load(&path).unwrap_err().to_string();
+            assert!(message.starts_with(&format!("{}: ", file.display())), "{message}");
+            if name != "index.json" {
+                let rest = format!(
+                    "the file has {length} bytes, but index.json says {}: it is torn; restore it \
+                     from a copy, or delete the folder to continue from an older step",
+                    whole.len()
+                );
+                assert_eq!(message, format!("{}: {rest}", file.display()));
+            }
+        }
+        fs::remove_file(&file).unwrap();
+        let message = load(&path).unwrap_err().to_string();
+        let rest = match name.as_str() {
+            "index.json" => "no such file, so the folder is not a complete checkpoint",
+            _ => "the file is missing, though index.json lists it",
+        };
+        assert!(message.starts_with(&format!("{}: {rest}", file.display())), "{message}");
+        // The damage is reported, not stepped over.
+        assert_eq!(steps(folder.path()), [2]);
+        assert_eq!(latest(folder.path()).unwrap_err().to_string(), message);
+        assert!(resolve_resume(folder.path(), Resume::Auto).is_err());
+        fs::write(&file, &whole).unwrap();
+    }
+    load(&path).unwrap();
+}
+
+#[test]
+fn foreign_indices_are_refused() {
+    let (_folder, path) = saved(3);
+    let index = path.join("index.json");
+    let text = fs::read_to_string(&index).unwrap();
+    let message = |text: &str| {
+        fs::write(&index, text).unwrap();
+        open(&path).unwrap_err().to_string()
+    };
+    let shown = index.display();
+    assert_eq!(
+        message(&text.replace("\"format_version\": 1", "\"format_version\": 7")),
+        format!(
+            "{shown}: format version 7, but this program reads version 1: use the program version \
+             that wrote it"
+        )
+    );
+    let remedy =
+        "restore the file from a copy, or delete the folder to continue from an older step";
+    assert_eq!(
+        message("step: 3"),
+        format!("{shown}: not valid JSON: expected value at line 1 column 1: {remedy}")
+    );
+    assert_eq!(message("{}"), format!("{shown}: the key `format_version` is missing: {remedy}"));
+    assert!(message("{\"format_version\": 1}").contains("not a checkpoint index: missing field"));
+}
+
+#[test]
+fn a_crash_at_any_stage_leaves_the_previous_checkpoint() {
+    // What a save leaves when it stops after each of its file operations.
+    let (source, complete) = saved(20);
+    let mut files = names_below(&complete);
+    files.retain(|name| name != "index.json");
+    files.push("index.json".into());
+    for written in 0..=files.len() {
+        let folder = tempdir().unwrap();
+        save_step(folder.path(), 2, 10).unwrap();
+        let partial = folder.path().join("step-00000020.partial-1");
+        fs::create_dir(&partial).unwrap();
+        for name in &files[..written] {
+            fs::copy(complete.join(name), partial.join(name)).unwrap();
+        }
+        let resumed = resolve_resume(folder.path(), Resume::Auto).unwrap().unwrap();
+        assert_eq!(resumed, folder.path().join("step-00000010"));
+        load(&resumed).unwrap();
+        save_step(folder.path(), 2, 20).unwrap();
+        assert_eq!(names_below(folder.path()), [".lock", "step-00000010", "step-00000020"]);
+    }
+    drop(source);
+}
+
+#[test]
+fn a_crash_while_replacing_keeps_the_old_one() {
+    let (folder, path) = saved(10);
+    let replaced = folder.path().join("step-00000010.replaced-1");
+    fs::rename(&path, &replaced).unwrap();
+    assert_eq!(latest(folder.path()).unwrap().unwrap().path, replaced);
+    load(&replaced).unwrap();
+    // The next save gives it its name back.
+    save_step(folder.path(), 0, 11).unwrap();
+    assert_eq!(names_below(folder.path()), [".lock", "step-00000010", "step-00000011"]);
+    // Where the successor arrived, the replaced one goes.
+    save_step(folder.path(), 0, 11).unwrap();
+    fs::create_dir(&replaced).unwrap();
+    assert_eq!(steps(folder.path()), [10, 11]);
+    save_step(folder.path(), 0, 11).unwrap();
+    assert_eq!(names_below(folder.path()), [".lock", "step-00000010", "step-00000011"]);
+    load(&path).unwrap();
+}
+
+#[test]
+fn a_crash_while_pruning_leaves_no_checkpoint_by_halves() {
+    let (folder, path) = saved(10);
+    let deleted = folder.path().join("step-00000010.deleted-1");
+    fs::rename(&path, &deleted).unwrap();
+    fs::remove_file(deleted.join("state.json")).unwrap();
+    assert!(steps(folder.path()).is_empty());
+    save_step(folder.path(), 1, 11).unwrap();
+    assert_eq!(names_below(folder.path()), [".lock", "step-00000011"]);
+}
+
+#[test]
+fn keeps_the_latest_k_by_number() {
+    let folder = tempdir().unwrap();
+    for step in [5, 99_999_999, 100_000_000, 20] {
+        save_step(folder.path(), 0, step).unwrap();
+    }
+    assert_eq!(steps(folder.path()), [5, 20, 99_999_999, 100_000_000]);
+    assert_eq!(latest(folder.path()).unwrap().unwrap().step, 100_000_000);
+    fs::create_dir(folder.path().join("notes")).unwrap();
+    save_step(folder.path(), 2, 100_000_001).unwrap();
+    assert_eq!(steps(folder.path()), [100_000_000, 100_000_001]);
+    assert!(folder.path().join("notes").exists());
+    // What was just saved stays, even where it is not among the newest.
+    save_step(folder.path(), 1, 30).unwrap();
+    assert_eq!(steps(folder.path()), [30, 100_000_001]);
+}
+
+#[test]
+fn a_folder_has_one_writer() {
+    let (folder, _path) = saved(1);
+    let lock = fs::File::open(folder.path().join(".lock")).unwrap();
+    lock.lock().unwrap();
+    assert_eq!(
+        save_step(folder.path(), 0, 2).unwrap_err().to_string(),
+        format!(
+            "{}: another process is saving to this folder: give each run its own `run.output_dir`",
+            folder.path().display()
+        )
+    );
+    drop(lock);
+    save_step(folder.path(), 0, 2).unwrap();
+}
+
+#[test]
+fn resume_follows_its_rules() {
+    let run = tempdir().unwrap();
+    let folder = run.path().join("checkpoint");
+    let shown = folder.display();
+    let message = |resume| resolve_resume(&folder, resume).unwrap_err().to_string();
+    let remedy = "to start from step 0, remove the folder and set `checkpoint.resume: auto`";
+    assert_eq!(resolve_resume(&folder, Resume::Auto).unwrap(), None);
+    assert_eq!(resolve_resume(&folder, Resume::Never).unwrap(), None);
+    assert_eq!(
+        message(Resume::Require),
+        format!("no complete checkpoint in {shown}: no such folder: {remedy}")
+    );
+    fs::create_dir(&folder).unwrap();
+    let empty = "the folder holds no checkpoint";
+    for resume in [Resume::Auto, Resume::Require] {
+        assert_eq!(
+            message(resume),
+            format!("no complete checkpoint in {shown}: {empty}: {remedy}")
+        );
+    }
+    assert_eq!(resolve_resume(&folder, Resume::Never).unwrap(), None);
+    fs::create_dir(folder.join("step-00000010.partial-1")).unwrap();
+    assert!(message(Resume::Auto).contains("the folder holds only an unfinished save"));
+    let path = save_step(&folder, 0, 10).unwrap();
+    for resume in [Resume::Auto, Resume::Require] {
+        assert_eq!(resolve_resume(&folder, resume).unwrap().as_ref(), Some(&path));
+    }
+    assert_eq!(
+        message(Resume::Never),
+        format!(
+            "{shown}: the folder already holds checkpoints (newest: step 10), but \
+             `checkpoint.resume` is `never`: choose another `run.output_dir`, or set \
+             `checkpoint.resume: auto`"
+        )
+    );
+}
+
+#[test]
+fn a_users_folder_is_understood() {
+    let run = tempdir().unwrap();
+    let folder = run.path().join("checkpoint");
+    assert_eq!(
+        locate(run.path()).unwrap_err().to_string(),
+        format!(
+            "no complete checkpoint found; looked at: {} (the folder holds no checkpoint), {} (no \
+             such folder): give a folder like `step-00000100`, the checkpoint folder, or the run's \
+             output folder",
+            run.path().display(),
+            folder.display()
+        )
+    );
+    let old = save_step(&folder, 0, 9).unwrap();
+    let new = save_step(&folder, 0, 10).unwrap();
+    for given in [run.path(), &folder, &new] {
+        assert_eq!(locate(given).unwrap(), new);
+    }
+    assert_eq!(locate(&old).unwrap(), old);
+    let file = run.path().join("file");
+    fs::write(&file, "").unwrap();
+    let message = locate(&file).unwrap_err().to_string();
+    assert!(message.starts_with(&format!("{}: cannot list the folder: ", file.display())));
+}

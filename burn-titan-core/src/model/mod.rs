@@ -1,0 +1,11 @@
+//! What a model is to the platform: units made of plain Burn modules, and the family they come from.
+
+mod context;
+mod family;
+mod initial;
+mod unit;
+
+pub use context::{Context, HeadOutput, Stream};
+pub use family::{FieldProblem, HfWeights, Model, ModelError, ModelFamily, Registry};
+pub use initial::{Initial, initial_values};
+pub use unit::{ModuleUnit, ParameterSpec, Unit, UnitModule};

@@ -1,0 +1,189 @@
+//! A unit: what is unsharded, run, recomputed and resharded at once.
+//!
+//! A model author writes a plain Burn `Module` with a `forward`, and implements [`UnitModule`] for it.
+//! At rest a unit is a skeleton whose parameters were never allocated; [`Unit::with_parameters`] makes
+//! the real thing out of flat tensors, by parameter name.
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{Gradients, Tensor};
+
+use super::context::{Context, Stream};
+
+/// A plain Burn module that can be a unit of a model.
+pub trait UnitModule: Module + Sync + 'static {
+    /// Runs the unit on a micro-batch.
+    fn forward(&self, input: Stream, context: &Context) -> Stream;
+}
+
+/// Name and shape of a parameter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParameterSpec {
+    /// Full name, for example `layers.3.attention.wq.weight`.
+    pub name: String,
+    /// Dims of the full tensor.
+    pub shape: Vec<usize>,
+}
+
+impl ParameterSpec {
+    /// Elements of the full tensor.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// A unit of a model, whatever its module's type.
+pub trait Unit: Send + Sync {
+    /// Name of the unit, for messages.
+    fn name(&self) -> &str;
+
+    /// Its parameters, in the order of the module's fields. Allocates nothing.
+    fn parameters(&self) -> Vec<ParameterSpec>;
+
+    /// The unit with the values that `value(name)` gives, flat and row-major; `tracked` if gradients
+    /// of them will be asked for.
+    fn with_parameters(
+        &self,
+        tracked: bool,
+        value: &mut dyn FnMut(&str) -> Tensor<1>,
+    ) -> Box<dyn Unit>;
+
+    /// Runs the unit.
+    fn forward(&self, input: Stream, context: &Context) -> Stream;
+
+    /// Takes the gradients of its parameters out of a backward, flat, by name; a parameter that took
+    /// no part has none.
+    fn take_gradients(&self, gradients: &mut Gradients, take: &mut dyn FnMut(&str, Tensor<1>));
+}
+
+/// A unit made of a module.
+pub struct ModuleUnit<M> {
+    name: String,
+    prefix: String,
+    module: M,
+}
+
+impl<M: UnitModule> ModuleUnit<M> {
+    /// A unit called `name`; `prefix` goes before the names of the module's parameters (it may be
+    /// empty).
+    pub fn boxed(name: &str, prefix: &str, module: M) -> Box<dyn Unit> {
+        Box::new(Self { name: name.into(), prefix: prefix.into(), module })
+    }
+
+    fn path(&self) -> Path {
+        Path { parts: if self.prefix.is_empty() { vec![] } else { vec![self.prefix.clone()] } }
+    }
+}
+
+impl<M: UnitModule> Unit for ModuleUnit<M> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn parameters(&self) -> Vec<ParameterSpec> {
+        let mut visitor = Specs { path: self.path(), specs: vec![] };
+        self.module.visit(&mut visitor);
+        visitor.specs
+    }
+
+    fn with_parameters(
+        &self,
+        tracked: bool,
+        value: &mut dyn FnMut(&str) -> Tensor<1>,
+    ) -> Box<dyn Unit> {
+        let module = self.module.clone().map(&mut Fill { path: self.path(), tracked, value });
+        Box::new(Self { name: self.name.clone(), prefix: self.prefix.clone(), module })
+    }
+
+    fn forward(&self, input: Stream, context: &Context) -> Stream {
+        self.module.forward(input, context)
+    }
+
+    fn take_gradients(&self, gradients: &mut Gradients, take: &mut dyn FnMut(&str, Tensor<1>)) {
+        self.module.visit(&mut Take { path: self.path(), gradients, take });
+    }
+}
+
+/// Where a walk through a module is.
+struct Path {
+    parts: Vec<String>,
+}
+
+impl Path {
+    fn enter(&mut self, name: &str) {
+        self.parts.push(name.into());
+    }
+
+    fn exit(&mut self) {
+        self.parts.pop();
+    }
+
+    fn name(&self) -> String {
+        self.parts.join(".")
+    }
+}
+
+struct Specs {
+    path: Path,
+    specs: Vec<ParameterSpec>,
+}
+
+impl ModuleVisitor for Specs {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.enter(name);
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.exit();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let shape = param.lazy_shape().to_vec();
+        self.specs.push(ParameterSpec { name: self.path.name(), shape });
+    }
+}
+
+struct Fill<'a> {
+    path: Path,
+    tracked: bool,
+    value: &'a mut dyn FnMut(&str) -> Tensor<1>,
+}
+
+impl ModuleMapper for Fill<'_> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.enter(name);
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.exit();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let shape = param.lazy_shape();
+        let value: Tensor<D> = (self.value)(&self.path.name()).reshape(shape);
+        let value = if self.tracked { value.autodiff().require_grad() } else { value };
+        Param::initialized(param.id, value)
+    }
+}
+
+struct Take<'a> {
+    path: Path,
+    gradients: &'a mut Gradients,
+    take: &'a mut dyn FnMut(&str, Tensor<1>),
+}
+
+impl ModuleVisitor for Take<'_> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.enter(name);
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.exit();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(gradient) = param.val().grad_remove(self.gradients) {
+            let elements = gradient.shape().num_elements();
+            (self.take)(&self.path.name(), gradient.reshape([elements]));
+        }
+    }
+}

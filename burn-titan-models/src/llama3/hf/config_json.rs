@@ -1,0 +1,362 @@
+//! `config.json` of a Hugging Face Llama model, in its two styles.
+//!
+//! Up to transformers 4, the RoPE base is `rope_theta` at the top, and `rope_scaling` (null, or an
+//! object with `rope_type` or `type`) holds the scaling. From transformers 5, both are in
+//! `rope_parameters`. Reading takes either; writing writes both, so that any version reads it.
+
+use std::path::Path;
+
+use burn_titan_core::checkpoint::HostDtype;
+use serde_json::{Map, Value, json};
+
+use super::LlamaHfError;
+use crate::llama3::config::{LlamaConfig, RopeScaling};
+
+/// Values that `transformers` takes for a Llama model where the key is absent.
+const DEFAULT_NORM_EPS: f64 = 1e-6;
+const DEFAULT_ROPE_THETA: f64 = 10_000.0;
+const DEFAULT_MAX_SEQ_LEN: usize = 2048;
+
+/// Our config of a Hugging Face `config.json`; `path` is named in errors.
+///
+/// # Errors
+/// [`LlamaHfError::Config`] where a key is missing, or where the model does something ours does not:
+/// another architecture, biases, another activation or RoPE type, partial RoPE, a sliding window.
+pub fn config_from_json(json: &Value, path: &Path) -> Result<LlamaConfig, LlamaHfError> {
+    let keys = Keys { json, path, prefix: "" };
+    refuse_what_differs(&keys)?;
+    let dim = keys.required_size("hidden_size")?;
+    let n_heads = keys.required_size("num_attention_heads")?;
+    let (rope_theta, rope_scaling) = rope(&keys)?;
+    let config = LlamaConfig {
+        dim,
+        n_layers: keys.required_size("num_hidden_layers")?,
+        n_heads,
+        n_kv_heads: keys.size("num_key_value_heads")?.unwrap_or(n_heads),
+        head_dim: keys.size("head_dim")?.unwrap_or(dim / n_heads.max(1)),
+        ffn_dim: keys.required_size("intermediate_size")?,
+        vocab_size: keys.required_size("vocab_size")?,
+        norm_eps: keys.number("rms_norm_eps")?.unwrap_or(DEFAULT_NORM_EPS),
+        rope_theta,
+        rope_scaling,
+        tie_embeddings: keys.flag("tie_word_embeddings")?.unwrap_or(false),
+        max_seq_len: keys.size("max_position_embeddings")?.unwrap_or(DEFAULT_MAX_SEQ_LEN),
+    };
+    match config.validate().into_iter().next() {
+        None => Ok(config),
+        Some(problem) => Err(keys.error(hf_key(problem.field), problem.message)),
+    }
+}
+
+/// The `config.json` of our config, for weights of type `dtype`.
+pub fn config_to_json(config: &LlamaConfig, dtype: HostDtype) -> Value {
+    let dtype = match dtype {
+        HostDtype::BF16 => "bfloat16",
+        HostDtype::F16 => "float16",
+        HostDtype::F64 => "float64",
+        _ => "float32",
+    };
+    let scaling = config.rope_scaling.map(|scaling| {
+        json!({
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_max_position_embeddings,
+        })
+    });
+    let mut rope_parameters = scaling.clone().unwrap_or_else(|| json!({"rope_type": "default"}));
+    rope_parameters["rope_theta"] = json!(config.rope_theta);
+    json!({
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": false,
+        "attention_dropout": 0.0,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": config.dim,
+        "intermediate_size": config.ffn_dim,
+        "max_position_embeddings": config.max_seq_len,
+        "mlp_bias": false,
+        "model_type": "llama",
+        "num_attention_heads": config.n_heads,
+        "num_hidden_layers": config.n_layers,
+        "num_key_value_heads": config.n_kv_heads,
+        "pretraining_tp": 1,
+        "rms_norm_eps": config.norm_eps,
+        "rope_parameters": rope_parameters,
+        "rope_scaling": scaling,
+        "rope_theta": config.rope_theta,
+        "tie_word_embeddings": config.tie_embeddings,
+        "torch_dtype": dtype,
+        "use_cache": true,
+        "vocab_size": config.vocab_size,
+    })
+}
+
+/// The key of `config.json` that gives a field of ours.
+fn hf_key(field: &str) -> &str {
+    match field {
+        "dim" => "hidden_size",
+        "n_layers" => "num_hidden_layers",
+        "n_heads" => "num_attention_heads",
+        "n_kv_heads" => "num_key_value_heads",
+        "ffn_dim" => "intermediate_size",
+        "norm_eps" => "rms_norm_eps",
+        "max_seq_len" => "max_position_embeddings",
+        same => same,
+    }
+}
+
+fn refuse_what_differs(keys: &Keys<'_>) -> Result<(), LlamaHfError> {
+    match keys.get("architectures") {
+        Some(Value::Array(names)) if names.iter().any(|name| name == "LlamaForCausalLM") => {}
+        Some(found) => {
+            let problem = format!("is {found}: only LlamaForCausalLM is supported here");
+            return Err(keys.error("architectures", problem));
+        }
+        None if keys.get("model_type").is_some_and(|kind| kind == "llama") => {}
+        None => {
+            let problem = "is missing: expected [\"LlamaForCausalLM\"]".into();
+            return Err(keys.error("architectures", problem));
+        }
+    }
+    let supported = [
+        ("hidden_act", json!("silu")),
+        ("attention_bias", json!(false)),
+        ("mlp_bias", json!(false)),
+        ("partial_rotary_factor", json!(1.0)),
+        ("sliding_window", Value::Null),
+        ("use_sliding_window", json!(false)),
+        ("quantization_config", Value::Null),
+    ];
+    for (key, only) in supported {
+        if let Some(found) = keys.get(key).filter(|found| !same(found, &only)) {
+            return Err(keys.error(key, format!("is {found}: only {only} is supported")));
+        }
+    }
+    Ok(())
+}
+
+/// Equal, where 1 and 1.0 are the same number.
+fn same(a: &Value, b: &Value) -> bool {
+    a == b || matches!((a.as_f64(), b.as_f64()), (Some(a), Some(b)) if a == b)
+}
+
+/// RoPE base and scaling, from either style.
+fn rope(keys: &Keys<'_>) -> Result<(f64, Option<RopeScaling>), LlamaHfError> {
+    let top = keys.number("rope_theta")?;
+    let object = match keys.object("rope_parameters")? {
+        Some(object) => Some(object),
+        None => keys.object("rope_scaling")?,
+    };
+    let Some(keys) = object else { return Ok((top.unwrap_or(DEFAULT_ROPE_THETA), None)) };
+    let theta = keys.number("rope_theta")?.or(top).unwrap_or(DEFAULT_ROPE_THETA);
+    if let Some(found) = keys.get("partial_rotary_factor").filter(|f| !same(f, &json!(1.0))) {
+        let problem = format!("is {found}: only 1.0 is supported");
+        return Err(keys.error("partial_rotary_factor", problem));
+    }
+    let key = if keys.get("rope_type").is_some() { "rope_type" } else { "type" };
+    let scaling = match keys.get(key).map(|kind| kind.as_str().unwrap_or_default()) {
+        None | Some("default") => None,
+        Some("llama3") => Some(RopeScaling {
+            factor: keys.required_number("factor")?,
+            low_freq_factor: keys.required_number("low_freq_factor")?,
+            high_freq_factor: keys.required_number("high_freq_factor")?,
+            original_max_position_embeddings: keys
+                .required_size("original_max_position_embeddings")?,
+        }),
+        Some(_) => {
+            let found = keys.get(key).cloned().unwrap_or_default();
+            let problem = format!("is {found}: only \"default\" and \"llama3\" are supported");
+            return Err(keys.error(key, problem));
+        }
+    };
+    Ok((theta, scaling))
+}
+
+/// A JSON object and where it is, for errors.
+struct Keys<'a> {
+    json: &'a Value,
+    path: &'a Path,
+    /// Key of the object itself, with a dot; empty at the top.
+    prefix: &'static str,
+}
+
+impl<'a> Keys<'a> {
+    /// The value of `key`; null counts as absent.
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        self.json.get(key).filter(|value| !value.is_null())
+    }
+
+    fn error(&self, key: &str, problem: String) -> LlamaHfError {
+        let key = format!("{}{key}", self.prefix);
+        LlamaHfError::Config { path: self.path.to_path_buf(), key, problem }
+    }
+
+    fn typed<T>(
+        &self,
+        key: &str,
+        expected: &str,
+        convert: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>, LlamaHfError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match convert(value) {
+            Some(value) => Ok(Some(value)),
+            None => Err(self.error(key, format!("is {value}: expected {expected}"))),
+        }
+    }
+
+    fn size(&self, key: &str) -> Result<Option<usize>, LlamaHfError> {
+        let convert = |value: &Value| value.as_u64().and_then(|size| usize::try_from(size).ok());
+        self.typed(key, "a whole number of at least 0", convert)
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f64>, LlamaHfError> {
+        self.typed(key, "a number", Value::as_f64)
+    }
+
+    fn flag(&self, key: &str) -> Result<Option<bool>, LlamaHfError> {
+        self.typed(key, "true or false", Value::as_bool)
+    }
+
+    fn object(&self, key: &'static str) -> Result<Option<Self>, LlamaHfError> {
+        let prefix = if key == "rope_scaling" { "rope_scaling." } else { "rope_parameters." };
+        let object: Option<&Map<String, Value>> = self.typed(key, "an object", Value::as_object)?;
+        let json = object.and_then(|_| self.json.get(key));
+        Ok(json.map(|json| Self { json, path: self.path, prefix }))
+    }
+
+    fn required_size(&self, key: &str) -> Result<usize, LlamaHfError> {
+        let missing = || self.error(key, "is missing: expected a whole number".into());
+        self.size(key)?.ok_or_else(missing)
+    }
+
+    fn required_number(&self, key: &str) -> Result<f64, LlamaHfError> {
+        self.number(key)?.ok_or_else(|| self.error(key, "is missing: expected a number".into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(json: &Value) -> Result<LlamaConfig, String> {
+        config_from_json(json, Path::new("config.json")).map_err(|error| error.to_string())
+    }
+
+    /// Llama 3.2 1B as it was published (old style), as far as it matters here.
+    fn old_style() -> Value {
+        json!({
+            "architectures": ["LlamaForCausalLM"], "attention_bias": false, "head_dim": 64,
+            "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 8192,
+            "max_position_embeddings": 131072, "mlp_bias": false, "model_type": "llama",
+            "num_attention_heads": 32, "num_hidden_layers": 16, "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-05, "rope_scaling": {"factor": 32.0, "high_freq_factor": 4.0,
+                "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
+                "rope_type": "llama3"},
+            "rope_theta": 500000.0, "tie_word_embeddings": true, "vocab_size": 128256,
+        })
+    }
+
+    #[test]
+    fn both_styles_give_the_published_config() {
+        let published = LlamaConfig::flavor("1b").unwrap();
+        let mut json = old_style();
+        assert_eq!(read(&json).unwrap(), published);
+        // `type` is the older name of `rope_type`.
+        let scaling = json["rope_scaling"].as_object_mut().unwrap();
+        let kind = scaling.remove("rope_type").unwrap();
+        scaling.insert("type".into(), kind);
+        assert_eq!(read(&json).unwrap(), published);
+        let mut parameters = old_style()["rope_scaling"].clone();
+        parameters["rope_theta"] = json!(500000.0);
+        let object = json.as_object_mut().unwrap();
+        object.remove("rope_scaling");
+        object.remove("rope_theta");
+        object.insert("rope_parameters".into(), parameters);
+        assert_eq!(read(&json).unwrap(), published);
+    }
+
+    #[test]
+    fn every_flavor_survives_the_way_there_and_back() {
+        for flavor in LlamaConfig::FLAVORS {
+            let config = LlamaConfig::flavor(flavor).unwrap();
+            let json = config_to_json(&config, HostDtype::BF16);
+            assert_eq!(read(&json).unwrap(), config, "{flavor}");
+            assert_eq!(json["torch_dtype"], "bfloat16");
+            let mut old = json.clone();
+            old.as_object_mut().unwrap().remove("rope_parameters");
+            assert_eq!(read(&old).unwrap(), config, "{flavor}");
+        }
+        let plain = LlamaConfig { rope_scaling: None, ..LlamaConfig::flavor("8b").unwrap() };
+        assert_eq!(read(&config_to_json(&plain, HostDtype::F32)).unwrap(), plain);
+    }
+
+    #[test]
+    fn absent_keys_take_the_defaults_of_transformers() {
+        let mut json = old_style();
+        for key in ["head_dim", "num_key_value_heads", "rms_norm_eps", "rope_scaling", "rope_theta"]
+        {
+            json.as_object_mut().unwrap().remove(key);
+        }
+        let config = read(&json).unwrap();
+        assert_eq!((config.head_dim, config.n_kv_heads), (64, 32));
+        assert_eq!((config.norm_eps, config.rope_theta), (1e-6, 10_000.0));
+        assert_eq!(config.rope_scaling, None);
+    }
+
+    #[test]
+    fn what_ours_does_not_do_is_refused() {
+        let cases = [
+            (
+                "architectures",
+                json!(["MistralForCausalLM"]),
+                "is [\"MistralForCausalLM\"]: only LlamaForCausalLM is supported here",
+            ),
+            ("attention_bias", json!(true), "is true: only false is supported"),
+            ("mlp_bias", json!(true), "is true: only false is supported"),
+            ("hidden_act", json!("gelu"), "is \"gelu\": only \"silu\" is supported"),
+            ("partial_rotary_factor", json!(0.5), "is 0.5: only 1.0 is supported"),
+            ("sliding_window", json!(4096), "is 4096: only null is supported"),
+            ("quantization_config", json!({}), "is {}: only null is supported"),
+            ("hidden_size", json!(null), "is missing: expected a whole number"),
+            ("hidden_size", json!(-1), "is -1: expected a whole number of at least 0"),
+            ("vocab_size", json!("many"), "is \"many\": expected a whole number of at least 0"),
+            ("rms_norm_eps", json!([]), "is []: expected a number"),
+            ("rms_norm_eps", json!(0.0), "is 0: expected a number above 0"),
+            ("tie_word_embeddings", json!(1), "is 1: expected true or false"),
+            ("rope_scaling", json!(8), "is 8: expected an object"),
+            (
+                "num_key_value_heads",
+                json!(5),
+                "is 5: expected a divisor of n_heads (32), so that each serves equally many",
+            ),
+        ];
+        for (key, value, problem) in cases {
+            let mut json = old_style();
+            json[key] = value;
+            assert_eq!(read(&json).unwrap_err(), format!("config.json: key `{key}` {problem}"));
+        }
+        let mut json = old_style();
+        json["rope_scaling"] = json!({"type": "yarn", "factor": 4.0});
+        assert_eq!(
+            read(&json).unwrap_err(),
+            "config.json: key `rope_scaling.type` is \"yarn\": only \"default\" and \"llama3\" are \
+             supported"
+        );
+        json["rope_parameters"] = json!({"rope_type": "llama3", "rope_theta": 5e5});
+        assert_eq!(
+            read(&json).unwrap_err(),
+            "config.json: key `rope_parameters.factor` is missing: expected a number"
+        );
+        json["rope_parameters"] = json!({"rope_type": 3});
+        assert!(read(&json).unwrap_err().contains("`rope_parameters.rope_type` is 3: only"));
+        for not_an_object in [json!([]), json!(null), json!(7)] {
+            let message = read(&not_an_object).unwrap_err();
+            assert_eq!(
+                message,
+                "config.json: key `architectures` is missing: expected [\"LlamaForCausalLM\"]"
+            );
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! The modules of Llama 3, readable as a single-device model:
+//!
+//! - pre-norm residual blocks: `x += attention(norm(x))`, `x += feed_forward(norm(x))`;
+//! - RMSNorm, rotary positions, grouped key and value heads, SwiGLU, no biases;
+//! - the head's matrix product and the loss are one operation, so that the logits of all tokens are
+//!   never held at once.
+//!
+//! Weights of linear layers are `[in, out]`.
+
+use burn::module::Module;
+use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
+use burn::tensor::{Device, Tensor};
+use burn_titan_core::model::{Context, HeadOutput, ModuleUnit, Stream, Unit, UnitModule};
+use burn_titan_kernels::{linear_cross_entropy, swiglu};
+
+use super::config::LlamaConfig;
+use crate::attention::{Attention, AttentionConfig};
+use crate::norm::RmsNorm;
+use crate::rotary::Rotary;
+
+/// The first unit: token ids to hidden states.
+#[derive(Module, Debug)]
+pub struct TokenEmbedding {
+    tok_embeddings: Embedding,
+}
+
+impl UnitModule for TokenEmbedding {
+    fn forward(&self, input: Stream, _: &Context) -> Stream {
+        Stream::Hidden(self.tok_embeddings.forward(input.tokens()))
+    }
+}
+
+/// A block: attention and feed-forward, each with its norm and its residual.
+#[derive(Module, Debug)]
+pub struct Block<A: Attention> {
+    attention_norm: RmsNorm,
+    attention: A,
+    ffn_norm: RmsNorm,
+    feed_forward: FeedForward,
+}
+
+impl<A: Attention> UnitModule for Block<A> {
+    fn forward(&self, input: Stream, context: &Context) -> Stream {
+        let x = input.hidden();
+        let x = x.clone() + self.attention.forward(self.attention_norm.forward(x), context);
+        let x = x.clone() + self.feed_forward.forward(self.ffn_norm.forward(x));
+        Stream::Hidden(x)
+    }
+}
+
+/// `w2(silu(w1 x) * (w3 x))` (SwiGLU).
+#[derive(Module, Debug)]
+pub struct FeedForward {
+    w1: Linear,
+    w2: Linear,
+    w3: Linear,
+}
+
+impl FeedForward {
+    /// `[batch, seq, dim]` to `[batch, seq, dim]`.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        self.w2.forward(swiglu(self.w1.forward(x.clone()), self.w3.forward(x)))
+    }
+}
+
+/// The last unit: final norm, output matrix, loss.
+#[derive(Module, Debug)]
+pub struct Head {
+    norm: RmsNorm,
+    output: Linear,
+}
+
+impl UnitModule for Head {
+    fn forward(&self, input: Stream, context: &Context) -> Stream {
+        head(self.norm.forward(input.hidden()), self.output.weight.val(), context)
+    }
+}
+
+/// The last unit where the output matrix is the embedding's.
+#[derive(Module, Debug)]
+pub struct TiedHead {
+    norm: RmsNorm,
+    tok_embeddings: Embedding,
+}
+
+impl UnitModule for TiedHead {
+    fn forward(&self, input: Stream, context: &Context) -> Stream {
+        let weight = self.tok_embeddings.weight.val().transpose();
+        head(self.norm.forward(input.hidden()), weight, context)
+    }
+}
+
+/// The loss or the logits of normed hidden states `[batch, seq, dim]` and a weight `[dim, vocab]`.
+fn head(hidden: Tensor<3>, weight: Tensor<2>, context: &Context) -> Stream {
+    let [batch, seq, dim] = hidden.dims();
+    let [_, vocab] = weight.dims();
+    let hidden = hidden.reshape([batch * seq, dim]);
+    match context.head {
+        HeadOutput::Loss => {
+            Stream::Loss(linear_cross_entropy(hidden, weight, context.targets.clone()))
+        }
+        HeadOutput::Logits => Stream::Logits(hidden.matmul(weight).reshape([batch, seq, vocab])),
+    }
+}
+
+/// The units of a model: embedding, blocks, head. Allocates nothing.
+pub fn units<A: Attention>(config: &LlamaConfig, device: &Device) -> Vec<Box<dyn Unit>> {
+    let embedding = || EmbeddingConfig::new(config.vocab_size, config.dim).init(device);
+    let linear = |from, to| LinearConfig::new(from, to).with_bias(false).init(device);
+    let norm = || RmsNorm::new(config.dim, config.norm_eps, device);
+    let attention = AttentionConfig {
+        dim: config.dim,
+        n_heads: config.n_heads,
+        n_kv_heads: config.n_kv_heads,
+        head_dim: config.head_dim,
+        rotary: Rotary {
+            head_dim: config.head_dim,
+            theta: config.rope_theta,
+            scaling: config.rope_scaling,
+        },
+    };
+    let first = TokenEmbedding { tok_embeddings: embedding() };
+    let mut units = vec![ModuleUnit::boxed("tok_embeddings", "", first)];
+    for i in 0..config.n_layers {
+        let name = format!("layers.{i}");
+        let block = Block {
+            attention_norm: norm(),
+            attention: A::new(&attention, device),
+            ffn_norm: norm(),
+            feed_forward: FeedForward {
+                w1: linear(config.dim, config.ffn_dim),
+                w2: linear(config.ffn_dim, config.dim),
+                w3: linear(config.dim, config.ffn_dim),
+            },
+        };
+        units.push(ModuleUnit::boxed(&name, &name, block));
+    }
+    units.push(if config.tie_embeddings {
+        ModuleUnit::boxed("head", "", TiedHead { norm: norm(), tok_embeddings: embedding() })
+    } else {
+        let output = linear(config.dim, config.vocab_size);
+        ModuleUnit::boxed("head", "", Head { norm: norm(), output })
+    });
+    units
+}
