@@ -1,1 +1,73 @@
-//! burn-titan-cli
+//! The command line of burn-titan, for its own binary and for a user's with models of their own:
+//!
+//! ```no_run
+//! use std::process::ExitCode;
+//! use burn_titan_models::Llama3;
+//!
+//! fn main() -> ExitCode {
+//!     // .with_attention::<MyAttention>("my_attention") makes `model.attention: my_attention` work.
+//!     burn_titan_cli::main(burn_titan_models::registry().with(Llama3::default()))
+//! }
+//! ```
+//!
+//! One module a command. Exit codes: 0 done; 1 the run failed; 2 the command line, the config, the data,
+//! a checkpoint or the device is wrong.
+
+mod arguments;
+mod doctor;
+mod evaluate;
+mod generate;
+mod schema;
+mod train;
+
+use std::process::ExitCode;
+
+use burn_titan_core::inference::convert;
+use burn_titan_core::model::Registry;
+use burn_titan_core::trainer::TrainError;
+use clap::Parser;
+
+use arguments::{Arguments, Command, Convert, TokenizerCommand};
+
+// Steps allocate and free large buffers; mimalloc keeps them instead of giving them back.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Runs the command of this process with the models of `registry`.
+pub fn main(registry: Registry) -> ExitCode {
+    match run(&registry, Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}", train::rendered(&error));
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(registry: &Registry, command: Command) -> Result<(), TrainError> {
+    match command {
+        Command::Train { config } => train::train(registry, &config),
+        Command::Validate { config } => train::validate(registry, &config),
+        Command::Generate(options) => generate::generate(registry, &options),
+        Command::Eval(options) => evaluate::evaluate(registry, &options),
+        Command::Convert(Convert::FromHf { folder, out }) => {
+            convert::from_hf(&folder, &out, registry)
+        }
+        Command::Convert(Convert::ToHf { checkpoint, out }) => {
+            convert::to_hf(&checkpoint, &out, registry)
+        }
+        Command::Tokenizer(TokenizerCommand::Train { vocab_size, out, inputs }) => {
+            let tokenizer = burn_titan_core::data::tokenizer::train(vocab_size, &inputs, &out)?;
+            println!("{}: {} tokens", out.display(), tokenizer.vocab_size());
+            Ok(())
+        }
+        Command::Schema { markdown } => {
+            schema::print(markdown);
+            Ok(())
+        }
+        Command::Doctor => {
+            doctor::print(registry);
+            Ok(())
+        }
+    }
+}

@@ -7,15 +7,17 @@
 //! - [`optim`], [`lr_schedule`]: optimizers and the learning rate;
 //! - [`checkpoint`], [`hf`]: saving, resuming, Hugging Face folders;
 //! - [`metrics`]: what a run leaves to be read;
-//! - [`trainer`]: puts all of it together; [`eval`], [`generate`], [`sampling`]: using a trained model.
+//! - [`trainer`]: puts all of it together; [`inference`], [`sampling`]: using a trained model.
 
 pub mod checkpoint;
 pub mod config;
 pub mod data;
 pub mod executor;
 pub mod hf;
+pub mod inference;
 pub mod lr_schedule;
 pub mod metrics;
 pub mod model;
 pub mod optim;
 pub mod sampling;
+pub mod trainer;

@@ -62,6 +62,14 @@ pub fn parse(
     Draft::parse(file_name, text, overrides, Checks::default()).finish()
 }
 
+/// Reads what [`to_yaml`] wrote, without the checks of [`load`]: the files it names may be gone.
+///
+/// # Errors
+/// What is wrong with the text.
+pub fn parse_resolved(text: &str) -> Result<Config, String> {
+    serde_yaml::from_str(text).map_err(|error| error.to_string())
+}
+
 /// The config as YAML with every key written out; [`load`] reads it back as the same config.
 ///
 /// # Panics

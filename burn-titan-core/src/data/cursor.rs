@@ -11,7 +11,7 @@ use super::error::DataError;
 /// Where a stream of samples stands, for a checkpoint. It holds no tokens: a stream that continues
 /// from it reads its current documents again. It is global, so any number of ranks may continue
 /// from it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cursor {
     /// Samples given so far, over all ranks.
@@ -38,7 +38,7 @@ pub struct SourceCursor {
 
 /// Everything that a cursor's meaning depends on. Weights are not part of it: they may change at a
 /// resume, and count from there on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StreamIdentity {
     /// Seed of the order.

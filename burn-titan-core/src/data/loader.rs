@@ -43,7 +43,7 @@ impl LoaderOptions {
 }
 
 /// One micro-batch of a rank. The four arrays are `[batch, seq]`, row-major.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
     /// Rows.
     pub batch: usize,

@@ -80,6 +80,19 @@ fn text_key() -> String {
     "text".into()
 }
 
+impl SourceConfig {
+    /// A source of one path, everything else by default.
+    pub fn of_path(path: PathBuf) -> Self {
+        Self {
+            path,
+            weight: one(),
+            format: SourceFormat::default(),
+            text_key: text_key(),
+            token_dtype: TokenDtype::default(),
+        }
+    }
+}
+
 /// How a source is read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

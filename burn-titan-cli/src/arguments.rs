@@ -1,0 +1,167 @@
+//! What the command line understands.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Trains large generative models in pure Rust.
+#[derive(Debug, Parser)]
+#[command(name = "burn-titan", version)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// A command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train the model of a config, or continue its training
+    Train {
+        /// The config.
+        #[command(flatten)]
+        config: ConfigArguments,
+    },
+    /// Check a config as a whole, without running anything
+    Validate {
+        /// The config.
+        #[command(flatten)]
+        config: ConfigArguments,
+    },
+    /// Continue a prompt
+    Generate(GenerateArguments),
+    /// Measure a model's loss on a file, as JSON
+    Eval(EvalArguments),
+    /// Convert between checkpoints and Hugging Face folders
+    #[command(subcommand)]
+    Convert(Convert),
+    /// Work with tokenizers
+    #[command(subcommand)]
+    Tokenizer(TokenizerCommand),
+    /// Print the JSON Schema of the config
+    Schema {
+        /// Print the reference page instead
+        #[arg(long)]
+        markdown: bool,
+    },
+    /// Say which devices, models and formats this build and this machine have
+    Doctor,
+}
+
+/// A config and changes to it.
+#[derive(Debug, Args)]
+pub struct ConfigArguments {
+    /// The run's YAML file
+    pub config: PathBuf,
+    /// Changes to it, for example `training.steps=10`
+    #[arg(value_name = "section.key=value")]
+    pub overrides: Vec<String>,
+}
+
+/// Where a model comes from.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct ModelSource {
+    /// A step's folder, a folder of checkpoints, or a run's output folder (the newest step of it)
+    #[arg(long, value_name = "DIR")]
+    pub checkpoint: Option<PathBuf>,
+    /// A Hugging Face folder
+    #[arg(long, value_name = "DIR")]
+    pub hf: Option<PathBuf>,
+}
+
+/// Options of `generate`.
+#[derive(Debug, Args)]
+pub struct GenerateArguments {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelSource,
+    /// Text to continue
+    #[arg(long)]
+    pub prompt: String,
+    /// Tokens to add at most
+    #[arg(long, default_value_t = 200)]
+    pub max_tokens: usize,
+    /// 0 takes the likeliest token, 1 samples as the model says
+    #[arg(long, default_value_t = 0.8)]
+    pub temperature: f64,
+    /// Sample among so many likeliest tokens
+    #[arg(long)]
+    pub top_k: Option<usize>,
+    /// Sample among the likeliest tokens that together have this probability
+    #[arg(long, default_value_t = 1.0)]
+    pub top_p: f64,
+    /// Seed of the sampling
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// tokenizer.json, if it is not where the run had it
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+    /// flex, wgpu or cuda
+    #[arg(long, default_value = "flex")]
+    pub device: String,
+}
+
+/// Options of `eval`.
+#[derive(Debug, Args)]
+pub struct EvalArguments {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelSource,
+    /// Documents to measure on (JSONL, text or tokens, as in `data.train`)
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "token_ids",
+        conflicts_with = "token_ids"
+    )]
+    pub data: Option<PathBuf>,
+    /// A JSON list of lists of token ids, one sequence each; the loss is over all next tokens
+    #[arg(long, value_name = "FILE")]
+    pub token_ids: Option<PathBuf>,
+    /// Write the logits to this safetensors file
+    #[arg(long, value_name = "OUT")]
+    pub logits: Option<PathBuf>,
+    /// tokenizer.json, if it is not where the run had it
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+    /// flex, wgpu or cuda
+    #[arg(long, default_value = "flex")]
+    pub device: String,
+}
+
+/// Commands of `convert`.
+#[derive(Debug, Subcommand)]
+pub enum Convert {
+    /// Write a Hugging Face folder as a checkpoint
+    FromHf {
+        /// The Hugging Face folder
+        folder: PathBuf,
+        /// Folder of checkpoints to write to
+        out: PathBuf,
+    },
+    /// Write a checkpoint as a Hugging Face folder
+    ToHf {
+        /// A step's folder, a folder of checkpoints, or a run's output folder
+        checkpoint: PathBuf,
+        /// Folder to make
+        out: PathBuf,
+    },
+}
+
+/// Commands of `tokenizer`.
+#[derive(Debug, Subcommand)]
+pub enum TokenizerCommand {
+    /// Train a byte-level BPE tokenizer on JSONL or text files
+    Train {
+        /// Tokens to learn, special ones included
+        #[arg(long)]
+        vocab_size: usize,
+        /// tokenizer.json to write
+        #[arg(long)]
+        out: PathBuf,
+        /// Files to learn from
+        #[arg(required = true)]
+        inputs: Vec<PathBuf>,
+    },
+}

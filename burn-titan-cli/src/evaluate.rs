@@ -1,0 +1,39 @@
+//! `eval`.
+
+use burn_titan_core::checkpoint::write_tensor_file;
+use burn_titan_core::inference::eval::{EvalData, evaluate as run};
+use burn_titan_core::model::Registry;
+use burn_titan_core::trainer::TrainError;
+
+use crate::arguments::EvalArguments;
+use crate::generate::load;
+
+pub fn evaluate(registry: &Registry, arguments: &EvalArguments) -> Result<(), TrainError> {
+    let data = match (&arguments.token_ids, &arguments.data) {
+        (Some(path), _) => EvalData::TokenIds(path),
+        (None, Some(path)) => EvalData::File { path, tokenizer: arguments.tokenizer.as_deref() },
+        (None, None) => {
+            return Err(TrainError::File {
+                path: "eval".into(),
+                cause: "give --data or --token-ids".into(),
+            });
+        }
+    };
+    let model = load(registry, &arguments.model, &arguments.device)?;
+    let (result, logits) = run(&model, &data, arguments.logits.is_some())?;
+    if let Some(path) = &arguments.logits {
+        write_tensor_file(path, &logits, &[]).map_err(|e| TrainError::File {
+            path: path.display().to_string(),
+            cause: e.to_string(),
+        })?;
+    }
+    println!(
+        "{}",
+        serde_json::json!({
+            "loss": result.loss,
+            "perplexity": result.perplexity,
+            "tokens": result.tokens,
+        })
+    );
+    Ok(())
+}

@@ -1,0 +1,56 @@
+//! `generate`.
+
+use std::io::{Write, stdout};
+use std::path::Path;
+
+use burn_titan_core::config::{ComputeDtype, DeviceKind};
+use burn_titan_core::inference::LoadedModel;
+use burn_titan_core::inference::generate::{GenerateOptions, generate as run};
+use burn_titan_core::model::Registry;
+use burn_titan_core::sampling::Sampler;
+use burn_titan_core::trainer::{TrainError, open_device};
+
+use crate::arguments::{GenerateArguments, ModelSource};
+
+pub fn generate(registry: &Registry, arguments: &GenerateArguments) -> Result<(), TrainError> {
+    let sampler = Sampler::new(
+        arguments.temperature,
+        arguments.top_k.unwrap_or(0),
+        arguments.top_p,
+        arguments.seed,
+    )?;
+    let model = load(registry, &arguments.model, &arguments.device)?;
+    let options = GenerateOptions {
+        prompt: &arguments.prompt,
+        max_tokens: arguments.max_tokens,
+        tokenizer: arguments.tokenizer.as_deref(),
+    };
+    run(&model, &options, sampler, |text| {
+        let mut out = stdout().lock();
+        out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(output_failed)
+    })?;
+    println!();
+    Ok(())
+}
+
+fn output_failed(error: std::io::Error) -> TrainError {
+    TrainError::File { path: "standard output".into(), cause: error.to_string() }
+}
+
+/// The model of a command, on its device.
+pub fn load(
+    registry: &Registry,
+    source: &ModelSource,
+    device: &str,
+) -> Result<LoadedModel, TrainError> {
+    let kind: DeviceKind = serde_json::from_value(device.into()).map_err(|_| TrainError::File {
+        path: "--device".into(),
+        cause: format!("expected flex, wgpu or cuda, found `{device}`"),
+    })?;
+    let device = open_device(kind, ComputeDtype::Float32)?;
+    let missing = Path::new("");
+    match (&source.checkpoint, &source.hf) {
+        (Some(checkpoint), _) => LoadedModel::from_checkpoint(checkpoint, registry, device),
+        (None, hf) => LoadedModel::from_hf(hf.as_deref().unwrap_or(missing), registry, device),
+    }
+}

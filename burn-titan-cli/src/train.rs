@@ -1,0 +1,43 @@
+//! `train` and `validate`.
+
+use std::io::IsTerminal;
+
+use burn_titan_core::model::Registry;
+use burn_titan_core::trainer::{self, Prepared, TrainError, prepare};
+
+use crate::arguments::ConfigArguments;
+
+pub fn train(registry: &Registry, arguments: &ConfigArguments) -> Result<(), TrainError> {
+    let prepared = prepare(&arguments.config, &arguments.overrides, registry)?;
+    let summary = trainer::train(prepared, registry)?;
+    let loss = |loss: Option<f64>| loss.map_or("none".to_string(), |loss| format!("{loss:.4}"));
+    println!(
+        "{} steps; loss {}, validation loss {}; see {}",
+        summary.steps,
+        loss(summary.loss),
+        loss(summary.validation_loss),
+        summary.output_dir.display()
+    );
+    Ok(())
+}
+
+pub fn validate(registry: &Registry, arguments: &ConfigArguments) -> Result<(), TrainError> {
+    let Prepared { config, model } = prepare(&arguments.config, &arguments.overrides, registry)?;
+    println!(
+        "{}: sound; {} {} with {} parameters, {} optimizer steps",
+        arguments.config.display(),
+        config.model.name,
+        config.model.flavor,
+        model.parameter_count(),
+        config.training.steps
+    );
+    Ok(())
+}
+
+/// An error as the terminal shows it.
+pub fn rendered(error: &TrainError) -> String {
+    match error {
+        TrainError::Config(errors) => errors.render(std::io::stderr().is_terminal()),
+        other => format!("error: {other}"),
+    }
+}

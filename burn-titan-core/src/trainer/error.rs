@@ -1,0 +1,143 @@
+//! What stops a run.
+
+use burn_titan_kernels::device::DeviceError;
+use burn_titan_parallel::MeshError;
+use burn_titan_parallel::check::ProgramError;
+use thiserror::Error;
+
+use crate::checkpoint::{CheckpointError, TensorError};
+use crate::config::{ComputeDtype, ConfigErrors, DeviceKind};
+use crate::data::{Batch, DataError, TokenizerError};
+use crate::executor::NonFinite;
+use crate::hf::HfError;
+use crate::metrics::MetricsError;
+use crate::model::ModelError;
+use crate::optim::OptimizerError;
+use crate::sampling::SamplingError;
+
+/// What stops a run. Every message names the place, the cause and the remedy.
+#[derive(Debug, Error)]
+pub enum TrainError {
+    /// The config is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigErrors),
+    /// The data cannot be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The tokenizer cannot be read or used.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// A checkpoint cannot be read or written.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A Hugging Face folder cannot be read or written.
+    #[error(transparent)]
+    Hf(#[from] HfError),
+    /// A tensor contradicts itself.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    /// The model refuses a config or a tensor.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// No optimizer can be made.
+    #[error(transparent)]
+    Optimizer(#[from] OptimizerError),
+    /// A metrics file cannot be read or written.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    /// The device is not there.
+    #[error("training.device: {0}")]
+    Device(#[from] DeviceError),
+    /// The mesh does not fit.
+    #[error("parallelism: {0}")]
+    Mesh(#[from] MeshError),
+    /// The step's program is wrong: a fault of burn-titan.
+    #[error("{0}; this is a fault of burn-titan, please report it")]
+    Program(#[from] ProgramError),
+    /// Sampling a token failed.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    /// The device cannot compute in the format.
+    #[error("precision.compute: the device `{}` cannot compute in `{}`: use precision.compute=float32", name(.device), name(.compute))]
+    UnsupportedDtype {
+        /// The device.
+        device: DeviceKind,
+        /// The format.
+        compute: ComputeDtype,
+    },
+    /// The checkpoint is of another model.
+    #[error(
+        "{checkpoint}: the checkpoint is of a model with {field} = {saved}, but the config says {wanted}: restore the value, or start a run of another run.name"
+    )]
+    OtherModel {
+        /// Folder of the checkpoint.
+        checkpoint: String,
+        /// The first field that differs.
+        field: String,
+        /// Its value in the checkpoint.
+        saved: String,
+        /// Its value in the config.
+        wanted: String,
+    },
+    /// The training data ended.
+    #[error(
+        "step {step}: the training data ended; this is a fault of burn-titan, please report it"
+    )]
+    DataEnded {
+        /// The step.
+        step: u64,
+    },
+    /// A loss or a gradient is not finite.
+    #[error(
+        "step {step}: {cause} (documents: {documents}): lower optimizer.lr, look at the documents, or set training.on_non_finite=skip"
+    )]
+    NonFinite {
+        /// The step, from 1.
+        step: u64,
+        /// What is not finite, and where.
+        cause: NonFinite,
+        /// The documents of the batch, shortened.
+        documents: String,
+    },
+    /// A file of the user's cannot be read, or is not what it should be.
+    #[error("{path}: {cause}")]
+    File {
+        /// The file.
+        path: String,
+        /// What is wrong, and the remedy.
+        cause: String,
+    },
+}
+
+impl TrainError {
+    pub(super) fn non_finite(step: u64, batches: &[Batch], cause: NonFinite) -> Self {
+        const SHOWN: usize = 8;
+        let mut names: Vec<String> =
+            batches.iter().flat_map(|b| &b.documents).map(ToString::to_string).collect();
+        names.dedup();
+        let more = names.len().saturating_sub(SHOWN);
+        names.truncate(SHOWN);
+        let mut documents = names.join(", ");
+        if more > 0 {
+            documents += &format!(" and {more} more");
+        }
+        Self::NonFinite { step, cause, documents }
+    }
+
+    /// The process's exit code: 2 for what the user gave (config, data, checkpoints, devices), 1 for
+    /// what went wrong in the run.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::NonFinite { .. } | Self::DataEnded { .. } | Self::Program(_) => 1,
+            _ => 2,
+        }
+    }
+}
+
+/// A choice of the config as it is written there.
+fn name(choice: &impl serde::Serialize) -> String {
+    serde_json::to_value(choice)
+        .ok()
+        .and_then(|value| value.as_str().map(String::from))
+        .unwrap_or_default()
+}

@@ -1,0 +1,306 @@
+//! A training run: reads its config, resumes, steps, validates, saves.
+
+mod error;
+mod prepare;
+mod report;
+mod state;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use burn::tensor::{DType, Device};
+use burn_titan_parallel::{Mesh, OneRank, Program, check, step};
+
+pub use error::TrainError;
+pub use prepare::{HF_FLAVOR, Prepared, family, initial_model, prepare};
+use report::Report;
+pub(crate) use state::TrainState;
+
+use crate::checkpoint::resolve_resume;
+use crate::config::{
+    ActivationCheckpointMode, ComputeDtype, Config, DeviceKind, OnNonFinite, to_yaml,
+};
+use crate::data::{Batch, Loader, LoaderOptions, StreamOptions};
+use crate::executor::{Executor, ParameterStore, StepRule};
+use crate::hf::HfFolder;
+use crate::lr_schedule;
+use crate::metrics::StepMetrics;
+use crate::model::{Context, HeadOutput, Model, Registry, Stream};
+use crate::optim::Optimizer;
+
+/// What a finished run reached.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainSummary {
+    /// Optimizer steps done, those before a resume included.
+    pub steps: u64,
+    /// Mean loss of the last step; `None` where there was no step to do.
+    pub loss: Option<f64>,
+    /// The last validation loss.
+    pub validation_loss: Option<f64>,
+    /// Folder of everything the run wrote.
+    pub output_dir: PathBuf,
+}
+
+/// Folder of everything a run writes.
+pub fn output_dir(config: &Config) -> PathBuf {
+    config.run.output_dir.clone().unwrap_or_else(|| Path::new("outputs").join(&config.run.name))
+}
+
+/// Folder of a run's checkpoints.
+pub fn checkpoint_dir(config: &Config) -> PathBuf {
+    output_dir(config).join(&config.checkpoint.folder)
+}
+
+/// Opens the device that a config asks for.
+///
+/// # Errors
+/// If it is not there, or cannot compute in the format that the config asks for.
+pub fn open_device(kind: DeviceKind, compute: ComputeDtype) -> Result<Device, TrainError> {
+    let device = match kind {
+        DeviceKind::Flex => burn_titan_kernels::device::flex(),
+        DeviceKind::Wgpu => burn_titan_kernels::device::wgpu()?,
+        DeviceKind::Cuda => burn_titan_kernels::device::cuda()?,
+    };
+    if !device.supports_dtype(compute_dtype(compute)) {
+        return Err(TrainError::UnsupportedDtype { device: kind, compute });
+    }
+    Ok(device)
+}
+
+fn compute_dtype(compute: ComputeDtype) -> DType {
+    match compute {
+        ComputeDtype::Float32 => DType::F32,
+        ComputeDtype::Bfloat16 => DType::BF16,
+    }
+}
+
+/// Runs the training that a prepared config describes, from its newest checkpoint if there is one.
+///
+/// # Errors
+/// Whatever stops a run: data, checkpoints, a device, a loss that is not finite.
+pub fn train(prepared: Prepared, registry: &Registry) -> Result<TrainSummary, TrainError> {
+    Trainer::new(prepared, registry)?.run()
+}
+
+struct Trainer {
+    config: Config,
+    executor: Executor,
+    optimizer: Optimizer,
+    program: Program,
+    stream: StreamOptions,
+    loader: Loader,
+    report: Report,
+    /// Optimizer steps done.
+    step: u64,
+}
+
+impl Trainer {
+    fn new(prepared: Prepared, registry: &Registry) -> Result<Self, TrainError> {
+        let Prepared { config, model } = prepared;
+        let device = open_device(config.training.device, config.precision.compute)?;
+        let mesh = Mesh::new(prepare::degrees(&config), 1)?;
+        let resume = if config.checkpoint.enable {
+            resolve_resume(&checkpoint_dir(&config), config.checkpoint.resume)?
+        } else {
+            None
+        };
+        let stream = StreamOptions::training(
+            &config.data,
+            model.vocab_size,
+            config.training.seq_len,
+            config.training.seed,
+        )?;
+        let specs = model.parameters();
+        let mut optimizer = Optimizer::new(&config.optimizer, &specs)?;
+        let (parameters, state) = match &resume {
+            Some(folder) => {
+                let (parameters, state) = state::load(folder, &model, &mut optimizer, &device)?;
+                (parameters, Some(state))
+            }
+            None => (initial_parameters(&config, &model, registry, &device)?, None),
+        };
+        let step = state.as_ref().map_or(0, |state| state.step);
+        let program = step::training(
+            model.units.len(),
+            micro_batches(&config, &mesh),
+            config.activation_checkpoint.mode == ActivationCheckpointMode::Full,
+        );
+        check::check(&program)?;
+        let loader = Loader::spawn(LoaderOptions {
+            stream: stream.clone(),
+            local_batch_size: config.training.local_batch_size,
+            rank: 0,
+            world: mesh.data_parallel(),
+            prefetch_batches: config.data.prefetch_batches,
+            cursor: state.and_then(|state| state.cursor),
+        })?;
+        let report = Report::open(&config, &model, step, resume.as_deref())?;
+        let compute = compute_dtype(config.precision.compute);
+        let executor = Executor::new(model, parameters, device, compute, Box::new(OneRank));
+        Ok(Self { config, executor, optimizer, program, stream, loader, report, step })
+    }
+
+    fn run(mut self) -> Result<TrainSummary, TrainError> {
+        let total = self.config.training.steps as u64;
+        let mut last = None;
+        while self.step < total {
+            let metrics = self.step()?;
+            self.report.step(&metrics)?;
+            last = Some(metrics);
+        }
+        self.report.finish()?;
+        let validation_loss = last.as_ref().and_then(|m: &StepMetrics| m.validation_loss);
+        Ok(TrainSummary {
+            steps: self.step,
+            loss: last.map(|m| m.loss),
+            validation_loss,
+            output_dir: output_dir(&self.config),
+        })
+    }
+
+    /// One optimizer step, with the validation and the checkpoint that are due after it.
+    fn step(&mut self) -> Result<StepMetrics, TrainError> {
+        let start = Instant::now();
+        let batches = self.next_batches()?;
+        let data_seconds = start.elapsed().as_secs_f64();
+        let training = &self.config.training;
+        let schedule = &self.config.lr_scheduler;
+        let lr_factor = lr_schedule::factor(
+            self.step as usize,
+            training.steps,
+            schedule.warmup_steps,
+            schedule.decay_ratio,
+            schedule.decay_type,
+            schedule.min_lr_factor,
+        );
+        let rule = StepRule { lr_factor, max_grad_norm: training.max_grad_norm };
+        let contexts: Vec<Context> = batches
+            .iter()
+            .map(|batch| Context::new(batch, HeadOutput::Loss, self.executor.device()))
+            .collect();
+        let valid_tokens = batches.iter().map(|batch| batch.valid_tokens).sum();
+        let result = self.executor.train_step(
+            &self.program,
+            &contexts,
+            valid_tokens,
+            &mut self.optimizer,
+            rule,
+        );
+        self.step += 1;
+        let (loss, grad_norm) = match result {
+            Ok(outcome) => (outcome.loss, outcome.grad_norm),
+            Err(error) => {
+                let blamed = error.micro_batch().map_or(&batches[..], |m| &batches[m..=m]);
+                let error = TrainError::non_finite(self.step, blamed, error);
+                if training.on_non_finite == OnNonFinite::Stop {
+                    return Err(error);
+                }
+                self.report.message(&format!("step skipped: {error}"));
+                (f64::NAN, f64::NAN)
+            }
+        };
+        let step_seconds = start.elapsed().as_secs_f64();
+        let tokens: usize = batches.iter().map(|batch| batch.batch * batch.seq).sum();
+        let mut metrics = StepMetrics {
+            step: self.step,
+            loss,
+            grad_norm,
+            lr: self.config.optimizer.lr * lr_factor,
+            data_seconds,
+            step_seconds,
+            ..StepMetrics::default()
+        };
+        self.report.rates(&mut metrics, tokens, self.executor.device());
+        if self.is_due(self.config.validation.enable, self.config.validation.interval) {
+            metrics.validation_loss = Some(self.validate()?);
+        }
+        if self.is_due(self.config.checkpoint.enable, self.config.checkpoint.interval) {
+            self.save(&batches)?;
+        }
+        Ok(metrics)
+    }
+
+    /// Whether something is due every `interval` steps and after the last one.
+    fn is_due(&self, enabled: bool, interval: usize) -> bool {
+        enabled
+            && (self.step.is_multiple_of(interval.max(1) as u64)
+                || self.step == self.config.training.steps as u64)
+    }
+
+    fn next_batches(&mut self) -> Result<Vec<Batch>, TrainError> {
+        (0..self.program.micro_batches)
+            .map(|_| self.loader.next()?.ok_or(TrainError::DataEnded { step: self.step + 1 }))
+            .collect()
+    }
+
+    /// The mean loss over the validation split, or over the batches that the config asks for.
+    fn validate(&self) -> Result<f64, TrainError> {
+        let mut loader = Loader::spawn(LoaderOptions {
+            stream: self.stream.validation(&self.config.data),
+            local_batch_size: self.config.training.local_batch_size,
+            rank: 0,
+            world: 1,
+            prefetch_batches: self.config.data.prefetch_batches,
+            cursor: None,
+        })?;
+        let limit = match self.config.validation.steps {
+            0 => usize::MAX,
+            steps => steps,
+        };
+        let (mut loss, mut tokens) = (0.0, 0);
+        for _ in 0..limit {
+            let Some(batch) = loader.next()? else { break };
+            let context = Context::new(&batch, HeadOutput::Loss, self.executor.device());
+            loss += loss_of(self.executor.forward(&context));
+            tokens += batch.valid_tokens;
+        }
+        Ok(loss / tokens.max(1) as f64)
+    }
+
+    fn save(&self, batches: &[Batch]) -> Result<(), TrainError> {
+        let Some(batch) = batches.last() else { return Ok(()) };
+        let state = TrainState {
+            step: self.step,
+            updates: self.optimizer.updates(),
+            cursor: Some(batch.cursor_after.clone()),
+            model: self.executor.model().config.clone(),
+        };
+        let path = state::save(
+            &self.config,
+            &self.executor,
+            &self.optimizer,
+            &state,
+            &to_yaml(&self.config),
+        )?;
+        self.report.message(&format!("saved {}", path.display()));
+        Ok(())
+    }
+}
+
+/// The summed loss that the last unit gave.
+pub(crate) fn loss_of(stream: Stream) -> f64 {
+    match stream {
+        Stream::Loss(loss) => crate::executor::scalar(loss),
+        other => unreachable!("the head was asked for a loss, but gave {other:?}"),
+    }
+}
+
+/// Micro-batches of a step on each rank.
+fn micro_batches(config: &Config, mesh: &Mesh) -> usize {
+    let local = config.training.local_batch_size * mesh.data_parallel();
+    config.training.global_batch_size.map_or(1, |global| (global / local).max(1))
+}
+
+fn initial_parameters(
+    config: &Config,
+    model: &Model,
+    registry: &Registry,
+    device: &Device,
+) -> Result<ParameterStore, TrainError> {
+    let Some(path) = &config.model.initial_hf else {
+        return Ok(ParameterStore::initial(model, config.training.seed, device));
+    };
+    let folder = HfFolder::open(path)?;
+    let family = prepare::family(registry, &config.model.name)?;
+    crate::inference::hf_parameters(family, model, &folder, device)
+}

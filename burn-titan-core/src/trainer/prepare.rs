@@ -1,0 +1,197 @@
+//! All checks of a run before any tensor exists.
+
+use std::path::Path;
+
+use burn_titan_parallel::Degrees;
+use serde_json::Value;
+
+use crate::config::{
+    Checks, ComputeDtype, Config, ConfigErrors, DeviceKind, Draft, ModelConfig, nearest,
+};
+use crate::data::Tokenizer;
+use crate::hf::HfFolder;
+use crate::model::{FieldProblem, Model, ModelError, ModelFamily, Registry};
+use crate::optim::parameter_rules;
+
+/// The flavor that takes the sizes from `model.initial_hf`.
+pub const HF_FLAVOR: &str = "hf";
+
+/// A config that was found sound, and its model's skeleton.
+pub struct Prepared {
+    /// The config.
+    pub config: Config,
+    /// The model; holds no tensor.
+    pub model: Model,
+}
+
+/// Reads a config with its overrides and checks it as a whole: the file, the model's own rules, the
+/// optimizer's groups, the tokenizer against the model.
+///
+/// # Errors
+/// Every problem, each with its place.
+pub fn prepare(
+    path: &Path,
+    overrides: &[String],
+    registry: &Registry,
+) -> Result<Prepared, ConfigErrors> {
+    check(Draft::read(path, overrides, Checks::default()), registry)
+}
+
+fn check(mut draft: Draft, registry: &Registry) -> Result<Prepared, ConfigErrors> {
+    let mut problems = Vec::new();
+    let mut model = None;
+    if draft.is_sound("model") {
+        match initial_model(&draft.config().model, registry) {
+            Ok(found) => model = Some(found),
+            Err(found) => problems = found,
+        }
+    }
+    if let Some(model) = &model {
+        problems.extend(fit(&draft, model));
+    }
+    if draft.is_sound("training.device") && draft.is_sound("precision.compute") {
+        problems.extend(dtype_problem(draft.config()));
+    }
+    for FieldProblem { key, message, hint } in problems {
+        draft.report(&key, &message, hint.as_deref());
+    }
+    let config = draft.finish()?.config;
+    match model {
+        Some(model) => Ok(Prepared { config, model }),
+        None => unreachable!("a config without a model has problems"),
+    }
+}
+
+/// The model that a config's `model` section describes.
+///
+/// # Errors
+/// Every problem, each with its key.
+pub fn initial_model(
+    config: &ModelConfig,
+    registry: &Registry,
+) -> Result<Model, Vec<FieldProblem>> {
+    let one = |key: &str, message: String, hint: Option<String>| {
+        vec![FieldProblem { key: key.into(), message, hint }]
+    };
+    let family = family(registry, &config.name).map_err(|e| {
+        let hint = nearest(&config.name, registry.names())
+            .map(|name| format!("did you mean `{name}`?"))
+            .unwrap_or_else(|| format!("expected one of `{}`", registry.names().join("`, `")));
+        one("model.name", e.to_string(), Some(hint))
+    })?;
+    let from_hf = match &config.initial_hf {
+        Some(path) => {
+            let folder =
+                HfFolder::open(path).map_err(|e| one("model.initial_hf", e.to_string(), None))?;
+            let sizes = family
+                .config_from_hf(&folder)
+                .map_err(|e| one("model.initial_hf", e.to_string(), None))?;
+            Some(sizes)
+        }
+        None => None,
+    };
+    let sizes = match (config.flavor.as_str(), from_hf) {
+        (HF_FLAVOR, Some(sizes)) if config.overrides.is_empty() => sizes,
+        (HF_FLAVOR, Some(_)) => {
+            let message = "the flavor `hf` takes all sizes from model.initial_hf".to_string();
+            return Err(one("model.overrides", message, Some("remove the overrides".into())));
+        }
+        (HF_FLAVOR, None) => {
+            let message = "the flavor `hf` needs model.initial_hf".to_string();
+            return Err(one("model.flavor", message, Some("name the folder there".into())));
+        }
+        (flavor, from_hf) => {
+            let sizes = family.resolve(flavor, &config.overrides)?;
+            if let Some(hf) = from_hf
+                && let Some((field, theirs, ours)) = first_difference(&hf, &sizes)
+            {
+                let message = format!("the weights have {field} = {theirs}, the config {ours}");
+                let hint = "model.flavor: hf takes the sizes from the folder".to_string();
+                return Err(one("model.initial_hf", message, Some(hint)));
+            }
+            sizes
+        }
+    };
+    family.build(&sizes, &config.attention)
+}
+
+/// What of the rest of the config does not fit the model.
+fn fit(draft: &Draft, model: &Model) -> Vec<FieldProblem> {
+    let mut problems = Vec::new();
+    let config = draft.config();
+    let mut report = |key: &str, message: String, hint: &str| {
+        problems.push(FieldProblem { key: key.into(), message, hint: Some(hint.into()) });
+    };
+    if draft.is_sound("training.seq_len") && config.training.seq_len > model.max_seq_len {
+        report(
+            "training.seq_len",
+            format!(
+                "{} tokens are more than the model's {}",
+                config.training.seq_len, model.max_seq_len
+            ),
+            "shorten the sequences, or raise model.overrides.max_seq_len",
+        );
+    }
+    if draft.is_sound("optimizer")
+        && let Err(error) = parameter_rules(&config.optimizer, &model.parameters())
+    {
+        report("optimizer", error.to_string(), "see optimizer.groups in docs/configuration.md");
+    }
+    if draft.is_sound("data")
+        && let Some(path) = &config.data.tokenizer
+    {
+        match Tokenizer::from_file(path) {
+            Err(error) => report("data.tokenizer", error.to_string(), "check the file"),
+            Ok(tokenizer) if tokenizer.vocab_size() > model.vocab_size => report(
+                "data.tokenizer",
+                format!(
+                    "the tokenizer has {} tokens, but the model only {}",
+                    tokenizer.vocab_size(),
+                    model.vocab_size
+                ),
+                "use the model's own tokenizer, or raise model.overrides.vocab_size",
+            ),
+            Ok(_) => {}
+        }
+    }
+    problems
+}
+
+/// WGSL, the language of the wgpu device, has no bfloat16.
+fn dtype_problem(config: &Config) -> Option<FieldProblem> {
+    let wgpu = config.training.device == DeviceKind::Wgpu;
+    (wgpu && config.precision.compute == ComputeDtype::Bfloat16).then(|| FieldProblem {
+        key: "precision.compute".into(),
+        message: "the device `wgpu` cannot compute in `bfloat16`: WGSL does not have it".into(),
+        hint: Some("use precision.compute=float32".into()),
+    })
+}
+
+/// The family of a name.
+///
+/// # Errors
+/// If none is registered under it.
+pub fn family<'a>(registry: &'a Registry, name: &str) -> Result<&'a dyn ModelFamily, ModelError> {
+    registry.get(name).ok_or_else(|| ModelError::new(format!("no model is registered as `{name}`")))
+}
+
+/// The first field in which two configs of a model differ: its name and both values.
+pub(super) fn first_difference(a: &Value, b: &Value) -> Option<(String, String, String)> {
+    let (a, b) = (a.as_object()?, b.as_object()?);
+    let differs = |(key, value): &(&String, &Value)| b.get(*key) != Some(*value);
+    let (key, value) = a.iter().find(differs)?;
+    let other = b.get(key).map_or("nothing".into(), Value::to_string);
+    Some((key.clone(), value.to_string(), other))
+}
+
+/// The degrees of the mesh that a config asks for.
+pub(super) fn degrees(config: &Config) -> Degrees {
+    let p = &config.parallelism;
+    Degrees {
+        pipeline: p.pipeline_parallel_degree,
+        data_replicate: p.data_parallel_replicate_degree,
+        data_shard: p.data_parallel_shard_degree,
+        context: p.context_parallel_degree,
+        tensor: p.tensor_parallel_degree,
+    }
+}

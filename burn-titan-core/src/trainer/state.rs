@@ -1,0 +1,77 @@
+//! What a checkpoint of a run holds, and how it goes in and out.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::prepare::first_difference;
+use super::{TrainError, checkpoint_dir};
+use crate::checkpoint::{self, CheckpointContent, DEFAULT_MAX_FILE_BYTES, HostDtype};
+use crate::config::Config;
+use crate::data::Cursor;
+use crate::executor::{Executor, ParameterStore};
+use crate::model::Model;
+use crate::optim::Optimizer;
+
+/// Where a run stands, beside its tensors.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct TrainState {
+    /// Optimizer steps done.
+    pub(crate) step: u64,
+    /// Updates of the optimizer: the steps without those that were skipped.
+    pub(crate) updates: u64,
+    /// Where the data continues; `None` for the start.
+    pub(crate) cursor: Option<Cursor>,
+    /// Sizes of the model.
+    pub(crate) model: Value,
+}
+
+impl TrainState {
+    /// As it is stored.
+    pub(crate) fn to_json(&self) -> Result<Value, TrainError> {
+        serde_json::to_value(self)
+            .map_err(|e| TrainError::File { path: "state.json".into(), cause: e.to_string() })
+    }
+}
+
+pub(super) fn save(
+    config: &Config,
+    executor: &Executor,
+    optimizer: &Optimizer,
+    state: &TrainState,
+    config_yaml: &str,
+) -> Result<PathBuf, TrainError> {
+    let content = CheckpointContent {
+        step: state.step,
+        model: &executor.parameters.to_host()?,
+        optimizer: &optimizer.to_host(&executor.model().parameters())?,
+        state: &state.to_json()?,
+        config_yaml,
+        max_file_bytes: DEFAULT_MAX_FILE_BYTES,
+    };
+    Ok(checkpoint::save(&checkpoint_dir(config), config.checkpoint.keep_latest_k, &content)?)
+}
+
+pub(super) fn load(
+    folder: &Path,
+    model: &Model,
+    optimizer: &mut Optimizer,
+    device: &Device,
+) -> Result<(ParameterStore, TrainState), TrainError> {
+    let checkpoint = checkpoint::open(folder)?;
+    checkpoint.verify()?;
+    let state: TrainState = checkpoint.state()?;
+    if let Some((field, saved, wanted)) = first_difference(&state.model, &model.config) {
+        let checkpoint = folder.display().to_string();
+        return Err(TrainError::OtherModel { checkpoint, field, saved, wanted });
+    }
+    let parameters = ParameterStore::read(model, device, |spec| {
+        checkpoint.tensor_of(&spec.name, HostDtype::F32, &spec.shape).map_err(TrainError::from)
+    })?;
+    optimizer.restore(state.updates, &model.parameters(), device, |name, spec| {
+        checkpoint.tensor_of(name, HostDtype::F32, &spec.shape).map_err(TrainError::from)
+    })?;
+    Ok((parameters, state))
+}
