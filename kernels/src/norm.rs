@@ -6,7 +6,7 @@ use burn::tensor::{DType, Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::device::is_flex;
-use crate::flex::{F32View, dot, float_tensor, with_simd};
+use crate::flex::{F32View, dot, float_tensor, simd_fn};
 
 /// The dispatched form of [`sum_of_squares`].
 #[backend_extension(Flex)]
@@ -18,12 +18,16 @@ pub trait NormOps: Backend {
 impl NormOps for Flex {
     fn fused_sum_of_squares(x: FloatTensor<Self>) -> FloatTensor<Self> {
         const CHUNK: usize = 4096;
-        let parts: Vec<f64> = F32View::new(&x)
-            .par_chunks(CHUNK)
-            .map(|chunk| f64::from(with_simd(|| dot(chunk, chunk))))
-            .collect();
+        let parts: Vec<f64> =
+            F32View::new(&x).par_chunks(CHUNK).map(|chunk| f64::from(square_sum(chunk))).collect();
         let total: f64 = parts.iter().sum();
         float_tensor(vec![total as f32], Shape::new([1]), DType::F32)
+    }
+}
+
+simd_fn! {
+    fn square_sum(chunk: &'a [f32]) -> f32 {
+        dot(chunk, chunk)
     }
 }
 

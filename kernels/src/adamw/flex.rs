@@ -4,7 +4,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::AdamwStep;
-use crate::flex::{F32View, with_simd};
+use crate::flex::{F32View, simd_fn};
 
 const CHUNK: usize = 32 * 1024;
 
@@ -21,13 +21,7 @@ pub(super) fn adamw(
         (contiguous(parameter), contiguous(first_moment), contiguous(second_moment));
     let gradient = F32View::new(gradient);
     let n = gradient.len();
-    let t = s.step as f64;
-    let step_size = (s.lr / (1.0 - s.beta1.powf(t))) as f32;
-    let root_correction = (1.0 / (1.0 - s.beta2.powf(t))).sqrt() as f32;
-    let keep = (1.0 - s.lr * s.weight_decay) as f32;
-    let (beta1, beta2, eps) = (s.beta1 as f32, s.beta2 as f32, s.eps as f32);
-    let (rest1, rest2) = ((1.0 - s.beta1) as f32, (1.0 - s.beta2) as f32);
-    let scale = s.gradient_scale as f32;
+    let numbers = Numbers::of(s);
     let (p0, m0, v0) = (offset(&parameter), offset(&first), offset(&second));
     let p = &mut parameter.storage_mut::<f32>()[p0..p0 + n];
     let m = &mut first.storage_mut::<f32>()[m0..m0 + n];
@@ -35,17 +29,55 @@ pub(super) fn adamw(
     p.par_chunks_mut(CHUNK)
         .zip(m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK)))
         .zip(gradient.par_chunks(CHUNK))
-        .for_each(|((p, (m, v)), g)| {
-            with_simd(|| {
-                for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(g) {
-                    let g = g * scale;
-                    *m = beta1 * *m + rest1 * g;
-                    *v = beta2 * *v + rest2 * g * g;
-                    *p = *p * keep - step_size * *m / (v.sqrt() * root_correction + eps);
-                }
-            });
-        });
+        .for_each(|((p, (m, v)), g)| update(p, m, v, g, &numbers));
     (parameter, first, second)
+}
+
+/// The step's numbers in f32, with all that does not depend on the element worked out.
+struct Numbers {
+    step_size: f32,
+    root_correction: f32,
+    keep: f32,
+    beta1: f32,
+    beta2: f32,
+    rest1: f32,
+    rest2: f32,
+    eps: f32,
+    gradient_scale: f32,
+}
+
+impl Numbers {
+    fn of(s: AdamwStep) -> Self {
+        let t = s.step as f64;
+        Self {
+            step_size: (s.lr / (1.0 - s.beta1.powf(t))) as f32,
+            root_correction: (1.0 / (1.0 - s.beta2.powf(t))).sqrt() as f32,
+            keep: (1.0 - s.lr * s.weight_decay) as f32,
+            beta1: s.beta1 as f32,
+            beta2: s.beta2 as f32,
+            rest1: (1.0 - s.beta1) as f32,
+            rest2: (1.0 - s.beta2) as f32,
+            eps: s.eps as f32,
+            gradient_scale: s.gradient_scale as f32,
+        }
+    }
+}
+
+simd_fn! {
+    fn update(
+        parameter: &'a mut [f32],
+        first: &'a mut [f32],
+        second: &'a mut [f32],
+        gradient: &'a [f32],
+        n: &'a Numbers,
+    ) -> () {
+        for (((p, m), v), g) in parameter.iter_mut().zip(first).zip(second).zip(gradient) {
+            let g = g * n.gradient_scale;
+            *m = n.beta1 * *m + n.rest1 * g;
+            *v = n.beta2 * *v + n.rest2 * g * g;
+            *p = *p * n.keep - n.step_size * *m / (v.sqrt() * n.root_correction + n.eps);
+        }
+    }
 }
 
 fn offset(tensor: &FlexTensor) -> usize {

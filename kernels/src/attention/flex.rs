@@ -12,7 +12,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::flex::{
-    F32View, Strided, dot, exp, float_tensor, int_values, max, multiply_add, sum, with_simd,
+    F32View, Strided, dot, exp, float_tensor, int_values, max, multiply_add, simd_fn, sum,
 };
 
 const QUERY_TILE: usize = 64;
@@ -82,7 +82,7 @@ impl Problem {
                 .zip(log_sum_exp.par_chunks_mut(group * seq))
                 .enumerate()
                 .for_each(|(task, (output, log_sum_exp))| {
-                    with_simd(|| self.forward_group(task, output, log_sum_exp));
+                    forward_task(self, task, output, log_sum_exp);
                 });
         }
         (float_tensor(output, self.query.shape(), self.query.dtype()), log_sum_exp)
@@ -162,9 +162,7 @@ impl Problem {
                 .zip(log_sum_exp.par_chunks(group * seq))
                 .enumerate()
                 .for_each(|(task, ((query, (key, value)), lse))| {
-                    with_simd(|| {
-                        self.backward_group(task, &output, &gradient, lse, query, key, value)
-                    });
+                    backward_task(self, task, (&output, lse), &gradient, [query, key, value]);
                 });
         }
         [
@@ -178,12 +176,9 @@ impl Problem {
     fn backward_group(
         &self,
         task: usize,
-        output: &FlexTensor,
+        (output, log_sum_exp): (&FlexTensor, &[f32]),
         gradient: &FlexTensor,
-        log_sum_exp: &[f32],
-        query_gradient: &mut [f32],
-        key_gradient: &mut [f32],
-        value_gradient: &mut [f32],
+        [query_gradient, key_gradient, value_gradient]: [&mut [f32]; 3],
     ) {
         let Sizes { kv_heads, group, seq, head_dim, .. } = self.sizes;
         let (batch, kv_head) = (task / kv_heads, task % kv_heads);
@@ -281,6 +276,31 @@ impl Problem {
             out.extend(F32View::new(&one).iter().map(|x| x * scale));
         }
         out
+    }
+}
+
+simd_fn! {
+    /// The work of one forward task.
+    fn forward_task(
+        problem: &'a Problem,
+        task: usize,
+        output: &'a mut [f32],
+        log_sum_exp: &'a mut [f32],
+    ) -> () {
+        problem.forward_group(task, output, log_sum_exp);
+    }
+}
+
+simd_fn! {
+    /// The work of one backward task.
+    fn backward_task(
+        problem: &'a Problem,
+        task: usize,
+        forward: (&'a FlexTensor, &'a [f32]),
+        gradient: &'a FlexTensor,
+        gradients: [&'a mut [f32]; 3],
+    ) -> () {
+        problem.backward_group(task, forward, gradient, gradients);
     }
 }
 

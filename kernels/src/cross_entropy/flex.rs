@@ -6,7 +6,7 @@ use burn::tensor::{DType, Shape};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use crate::flex::{F32View, exp, float_tensor, int_values, max, sum, with_simd};
+use crate::flex::{F32View, exp, float_tensor, int_values, max, simd_fn, sum};
 
 /// Tokens whose logits are held at once.
 const CHUNK: usize = 512;
@@ -58,24 +58,7 @@ fn rows_of_logits(logits: &FlexTensor, targets: &[i64], keep: bool) -> (f64, Opt
     let row_loss = |row: usize, d_logits: &mut [f32]| -> f64 {
         let Ok(target) = usize::try_from(targets[row]) else { return 0.0 };
         let logits = &input[row * vocab..][..vocab];
-        with_simd(|| {
-            let top = max(logits);
-            let total = if d_logits.is_empty() {
-                logits.iter().map(|x| exp(x - top)).sum::<f32>()
-            } else {
-                for (d, x) in d_logits.iter_mut().zip(logits) {
-                    *d = exp(x - top);
-                }
-                let total = sum(d_logits);
-                let inverse = 1.0 / total;
-                for d in d_logits.iter_mut() {
-                    *d *= inverse;
-                }
-                d_logits[target] -= 1.0;
-                total
-            };
-            f64::from(total.ln()) + f64::from(top) - f64::from(logits[target])
-        })
+        row_of_logits(logits, target, d_logits)
     };
     let losses: Vec<f64> = if keep {
         output.par_chunks_mut(vocab).enumerate().map(|(row, d)| row_loss(row, d)).collect()
@@ -84,6 +67,41 @@ fn rows_of_logits(logits: &FlexTensor, targets: &[i64], keep: bool) -> (f64, Opt
     };
     let d_logits = keep.then(|| float_tensor(output, logits.shape(), logits.dtype()));
     (losses.iter().sum(), d_logits)
+}
+
+simd_fn! {
+    /// The loss of a row; `d_logits` is filled if it is not empty.
+    fn row_of_logits(logits: &'a [f32], target: usize, d_logits: &'a mut [f32]) -> f64 {
+        let top = max(logits);
+        let total = if d_logits.is_empty() {
+            sum_of_exp(logits, top)
+        } else {
+            for (d, x) in d_logits.iter_mut().zip(logits) {
+                *d = exp(x - top);
+            }
+            let total = sum(d_logits);
+            let inverse = 1.0 / total;
+            for d in d_logits.iter_mut() {
+                *d *= inverse;
+            }
+            d_logits[target] -= 1.0;
+            total
+        };
+        f64::from(total.ln()) + f64::from(top) - f64::from(logits[target])
+    }
+}
+
+/// The sum of `e^(x - top)`, in the order of [`sum`], so that the loss is bitwise the same whether
+/// gradients are taken or not.
+#[inline(always)]
+fn sum_of_exp(logits: &[f32], top: f32) -> f32 {
+    let mut lanes = [0.0_f32; 16];
+    for chunk in logits.chunks(16) {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane += exp(x - top);
+        }
+    }
+    sum(&lanes)
 }
 
 /// The gradients times the gradient of the loss.

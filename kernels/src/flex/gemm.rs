@@ -2,7 +2,7 @@
 //!
 //! A general matrix product packs its operands, which costs more than the product itself when the
 //! inner dimension is a head's 16 to 128. This one keeps a block of C in registers and reads A and B
-//! where they are. Call it inside [`super::with_simd`].
+//! where they are. Call it inside a [`super::simd_fn`].
 
 /// A matrix inside a slice: element `(i, j)` is at `i * row + j * column`.
 #[derive(Clone, Copy)]
@@ -104,7 +104,6 @@ fn edge(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flex::with_simd;
 
     #[test]
     fn equals_the_plain_product_at_odd_sizes() {
@@ -117,7 +116,7 @@ mod tests {
                 let (row, column) = if transposed { (1, m) } else { (k, 1) };
                 let mut c = vec![1.0_f32; m * n];
                 let a = Strided { values: &a, row, column };
-                with_simd(|| multiply_add([m, n, k], a, &b, n, &mut c, n));
+                multiply_add([m, n, k], a, &b, n, &mut c, n);
                 for i in 0..m {
                     for j in 0..n {
                         let want = 1.0

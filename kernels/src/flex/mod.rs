@@ -8,4 +8,4 @@ mod simd;
 pub(crate) use access::{F32View, float_tensor, int_values};
 pub(crate) use gemm::{Strided, multiply_add};
 pub(crate) use rows::{for_rows, sum_over_rows};
-pub(crate) use simd::{dot, exp, max, sigmoid, sum, with_simd};
+pub(crate) use simd::{NullaryFnOnce, dot, exp, max, sigmoid, simd_fn, sum, with_simd};

@@ -1,23 +1,51 @@
 //! Vectorised mathematics on `f32` slices.
 //!
-//! The functions are written as plain loops and are inlined into closures that [`with_simd`] compiles
-//! once for every instruction set and picks at run time, so that the compiler vectorises them.
+//! The functions are written as plain loops. They are inlined into functions made by [`simd_fn`], which
+//! are compiled once for every instruction set, so that the compiler vectorises them.
 //! Reductions keep 16 partial sums in a fixed order: the result does not depend on the machine's
 //! vector width.
 
 use std::sync::LazyLock;
 
 use pulp::Arch;
+pub(crate) use pulp::NullaryFnOnce;
 
 const LANES: usize = 16;
 
 static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
 
-/// Runs the closure with the widest vector instructions that the machine has.
+/// Runs `f` with the widest vector instructions that the machine has. Only what is inlined into
+/// `call` is compiled for them: make the operation with [`simd_fn`].
 #[inline(always)]
-pub(crate) fn with_simd<R>(f: impl FnOnce() -> R) -> R {
+pub(crate) fn with_simd<F: NullaryFnOnce>(f: F) -> F::Output {
     ARCH.dispatch(f)
 }
+
+/// A function whose body is compiled for every instruction set and picked at run time. (A closure would
+/// not do: the compiler does not inline a large one, and what is not inlined gets no vectors.)
+/// References in the arguments have the lifetime `'a`.
+macro_rules! simd_fn {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) -> $output:ty $body:block) => {
+        $(#[$meta])*
+        $vis fn $name<'a>($($arg: $type),*) -> $output {
+            struct Call<'a> {
+                $($arg: $type,)*
+                lifetime: std::marker::PhantomData<&'a ()>,
+            }
+            impl<'a> $crate::flex::NullaryFnOnce for Call<'a> {
+                type Output = $output;
+
+                #[inline(always)]
+                fn call(self) -> $output {
+                    let Self { $($arg,)* lifetime: _ } = self;
+                    $body
+                }
+            }
+            $crate::flex::with_simd(Call { $($arg,)* lifetime: std::marker::PhantomData })
+        }
+    };
+}
+pub(crate) use simd_fn;
 
 /// `e^x`, within 2 units in the last place; 0 below -87.3, as for masked scores of minus infinity.
 #[inline(always)]
@@ -117,7 +145,7 @@ mod tests {
         let mut worst = 0.0_f64;
         for i in -870_000..880_000 {
             let x = i as f32 * 1e-4;
-            let (got, want) = (f64::from(with_simd(|| exp(x))), f64::from(x).exp());
+            let (got, want) = (f64::from(exp(x)), f64::from(x).exp());
             worst = worst.max((got - want).abs() / want);
         }
         assert!(worst < 2.0 * f64::from(f32::EPSILON), "worst relative error {worst:e}");
