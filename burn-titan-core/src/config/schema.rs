@@ -67,7 +67,8 @@ impl Default for RunConfig {
 pub struct ModelConfig {
     /// Registered name of the model, for example `llama3`.
     pub name: String,
-    /// Size of the model, one of those the model offers, for example `debug` or `8b`.
+    /// Size of the model, one of those the model offers, for example `debug` or `8b`; `hf` takes the
+    /// sizes from `model.initial_hf`.
     pub flavor: String,
     /// Registered name of the attention module that the blocks use.
     pub attention: String,
