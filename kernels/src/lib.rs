@@ -8,6 +8,9 @@
 //! - `reference.rs`: the same by plain tensor operations. It runs on every device that has no kernel
 //!   of its own, and the tests compare outputs and gradients with it.
 
+#[cfg(not(feature = "flex"))]
+compile_error!("burn-titan-kernels needs the feature `flex`: it is the CPU path and the reference");
+
 pub mod adamw;
 pub mod attention;
 mod autodiff;
