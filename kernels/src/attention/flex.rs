@@ -199,9 +199,9 @@ impl Problem {
                 let rows = QUERY_TILE.min(seq - start);
                 let d_out_tile = &d_out[start * head_dim..][..rows * head_dim];
                 let mut d = [0.0_f32; QUERY_TILE];
-                for r in 0..rows {
+                for (r, d) in d.iter_mut().enumerate().take(rows) {
                     let row = (start + r) * head_dim;
-                    d[r] = dot(&d_out[row..][..head_dim], &out[row..][..head_dim]);
+                    *d = dot(&d_out[row..][..head_dim], &out[row..][..head_dim]);
                 }
                 for tile in key_tiles(first_key, start, rows) {
                     score_tile(&tile, &query, &keys_t, seq, head_dim, first_key, &mut p);

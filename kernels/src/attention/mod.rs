@@ -4,8 +4,8 @@
 //! `first_key[i]..=i`: with `first_key[i]` the start of its document, attention is block-causal by
 //! document (Vaswani et al., 2017; tiles and backward after Dao et al., 2022).
 //!
-//! On flex the native kernel of [`flex`] runs, which never holds a `seq x seq` array; elsewhere the
-//! plain-tensor [`reference`], which does.
+//! On flex the native kernel of `flex.rs` runs, which never holds a `seq x seq` array; elsewhere the
+//! plain-tensor [`mod@reference`], which does.
 
 mod flex;
 pub mod reference;

@@ -68,13 +68,13 @@ pub(crate) fn exp(x: f32) -> f32 {
     p = r.mul_add(p, 1.0);
     let power = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
     let y = p * power;
-    // NaN passes through, so that a broken step is seen.
+    // NaN passes through all of this, so that a broken step is seen.
     if x < -87.3 {
         0.0
     } else if x > 88.3 {
         f32::INFINITY
     } else {
-        y + (x - x)
+        y
     }
 }
 
