@@ -4,7 +4,7 @@ use burn::module::{Module, Param, ParamId};
 use burn::tensor::{Device, Tensor};
 use burn_titan_kernels::rms_norm;
 
-/// `weight * x / sqrt(mean(x^2) + eps)` over the last dim; see [`burn_titan_kernels::rms_norm`].
+/// `weight * x / sqrt(mean(x^2) + eps)` over the last dim; see [`burn_titan_kernels::rms_norm()`].
 #[derive(Module, Debug)]
 pub struct RmsNorm {
     /// `[dim]`.
