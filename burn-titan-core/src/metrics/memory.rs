@@ -49,7 +49,8 @@ mod tests {
     #[test]
     fn grows_with_what_is_touched() {
         let before = memory_use().unwrap();
-        let block = vec![1u8; 64 << 20];
+        // Without the black box the compiler leaves the block away.
+        let block = std::hint::black_box(vec![1u8; 64 << 20]);
         let after = memory_use().unwrap();
         assert!(after.peak_bytes >= before.current_bytes + (32 << 20), "{before:?} {after:?}");
         assert!(after.peak_bytes >= after.current_bytes && block[1] == 1);
