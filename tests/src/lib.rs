@@ -1,1 +1,11 @@
-//! tests
+//! What the equivalence tests share.
+//!
+//! - [`golden`]: the reference numbers in `tests/golden`;
+//! - [`tiny`]: the golden Llama on the executor, and micro-batches made by hand;
+//! - [`numbers`]: seeded noise, tensors from slices and back, comparisons;
+//! - [`reference`]: the kernels' mathematics in f64, plain loops, and derivatives by differences.
+
+pub mod golden;
+pub mod numbers;
+pub mod reference;
+pub mod tiny;

@@ -1,0 +1,110 @@
+//! The golden Llama on the executor, and micro-batches made by hand.
+
+use std::sync::Arc;
+
+use burn::tensor::{DType, Device};
+use burn_titan_core::checkpoint::{HostTensor, TensorError};
+use burn_titan_core::data::{Batch, Cursor, IGNORE, StreamIdentity};
+use burn_titan_core::executor::{Executor, ParameterStore};
+use burn_titan_core::hf::HfFolder;
+use burn_titan_core::model::{Context, HeadOutput, Model, ModelFamily};
+use burn_titan_models::Llama3;
+use burn_titan_models::llama3::hf;
+use burn_titan_parallel::OneRank;
+
+use crate::golden;
+
+/// An executor on flex in f32, of one rank.
+pub fn executor(model: Model, parameters: ParameterStore) -> Executor {
+    Executor::new(model, parameters, Device::flex(), DType::F32, Box::new(OneRank))
+}
+
+/// The Llama of `golden/llama_tiny` with its weights: dim 64, 2 blocks, 256 tokens.
+///
+/// # Panics
+/// If the folder cannot be read.
+pub fn llama() -> Executor {
+    let family = Llama3::default();
+    let folder = HfFolder::open(&golden::path("llama_tiny")).expect("the golden folder");
+    let config = family.config_from_hf(&folder).expect("the config of a Llama");
+    let model = family.build(&config, "fused").expect("a Llama");
+    let weights = family.weights_from_hf(&config, &folder).expect("the weights of a Llama");
+    let weights = weights.map(|weight| weight.expect("a weight"));
+    let parameters = parameters(&model, &weights.collect::<Vec<_>>());
+    executor(model, parameters)
+}
+
+/// The parameters of a model out of host tensors of the same names.
+///
+/// # Panics
+/// If one is missing.
+pub fn parameters(model: &Model, tensors: &[HostTensor]) -> ParameterStore {
+    ParameterStore::read(model, &Device::flex(), |spec| {
+        let found = tensors.iter().find(|tensor| tensor.name() == spec.name);
+        Ok::<_, TensorError>(found.expect("a tensor for each parameter").clone())
+    })
+    .expect("tensors of floats")
+}
+
+/// One of our tensors, flat, as Hugging Face has it: its name there and its values in that layout.
+///
+/// # Panics
+/// If it is not a parameter of a Llama.
+pub fn hugging_face(name: &str, shape: &[usize], values: &[f32]) -> (String, Vec<f32>) {
+    let ours = HostTensor::from_f32(name, shape, values).expect("values of that shape");
+    let theirs = hf::to_hf(ours).expect("a parameter of a Llama");
+    (theirs.name().to_string(), theirs.to_f32().expect("floats"))
+}
+
+/// A micro-batch of rows of `seq` tokens, each row one document.
+pub fn batch(seq: usize, tokens: &[i64], targets: &[i64]) -> Batch {
+    documents(&[seq], tokens, targets)
+}
+
+/// A micro-batch whose rows are packed documents of these lengths. A negative target does not count.
+pub fn documents(lengths: &[usize], tokens: &[i64], targets: &[i64]) -> Batch {
+    let seq: usize = lengths.iter().sum();
+    let rows = tokens.len() / seq;
+    assert_eq!([rows * seq; 2], [tokens.len(), targets.len()]);
+    let positions: Vec<u32> = lengths.iter().flat_map(|length| 0..*length as u32).collect();
+    let ids: Vec<u32> = lengths
+        .iter()
+        .zip(0..)
+        .flat_map(|(length, document)| std::iter::repeat_n(document, *length))
+        .collect();
+    Batch {
+        batch: rows,
+        seq,
+        tokens: tokens.iter().map(|token| *token as u32).collect(),
+        targets: targets.iter().map(|t| u32::try_from(*t).unwrap_or(IGNORE)).collect(),
+        positions: positions.repeat(rows),
+        document_ids: ids.repeat(rows),
+        valid_tokens: targets.iter().filter(|target| **target >= 0).count(),
+        cursor_after: Cursor {
+            samples: 0,
+            sources: vec![],
+            identity: Arc::new(StreamIdentity {
+                seed: 0,
+                seq_len: seq,
+                pack: true,
+                shuffle_buffer: None,
+                bos: None,
+                eos: None,
+                tokenizer: None,
+                sources: vec![],
+            }),
+        },
+        documents: vec![],
+    }
+}
+
+/// The next token of each token in rows of `seq`, and no target for a row's last.
+pub fn next_tokens(seq: usize, tokens: &[i64]) -> Vec<i64> {
+    let next = |row: &[i64]| [&row[1..], &[-1]].concat();
+    tokens.chunks(seq).flat_map(next).collect()
+}
+
+/// A micro-batch on flex.
+pub fn context(batch: &Batch, head: HeadOutput) -> Context {
+    Context::new(batch, head, &Device::flex())
+}

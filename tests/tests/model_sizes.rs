@@ -1,0 +1,69 @@
+//! Every published size is built without its weights.
+
+use std::time::{Duration, Instant};
+
+use burn_titan_core::metrics::memory_use;
+use burn_titan_core::model::{Model, ModelFamily};
+use burn_titan_models::llama3::hf::{hf_name, parameter_shapes};
+use burn_titan_models::{Llama3, LlamaConfig};
+use serde_json::{Map, json};
+
+const PUBLISHED: [(&str, u64); 6] = [
+    ("debug", 6_163_712),
+    ("1b", 1_235_814_400),
+    ("3b", 3_212_749_824),
+    ("8b", 8_030_261_248),
+    ("70b", 70_553_706_496),
+    ("405b", 405_853_388_800),
+];
+
+fn build(flavor: &str, tied: Option<bool>) -> Model {
+    let family = Llama3::default();
+    let overrides = tied.map(|tied| ("tie_embeddings".to_string(), json!(tied)));
+    let config = family.resolve(flavor, &Map::from_iter(overrides)).unwrap();
+    family.build(&config, "fused").unwrap()
+}
+
+// One test, so that no other one's memory or time is counted in.
+#[test]
+fn every_flavor_has_its_published_size_and_the_largest_costs_nothing() {
+    let before = memory_use();
+    let start = Instant::now();
+    let largest = build("405b", None);
+    let count = largest.parameter_count();
+    let elapsed = start.elapsed();
+    assert_eq!(count, 405_853_388_800);
+    assert!(elapsed < Duration::from_secs(1), "405b was built and counted in {elapsed:?}");
+    println!("405b: {elapsed:?}");
+    if let (Some(before), Some(after)) = (before, memory_use()) {
+        let grown = after.peak_bytes.saturating_sub(before.current_bytes);
+        println!("405b: {} KiB", grown / 1024);
+        assert!(grown < 50_000_000, "405b took {grown} bytes");
+    }
+
+    let flavors: Vec<&str> = PUBLISHED.iter().map(|(flavor, _)| *flavor).collect();
+    assert_eq!(Llama3::default().flavors(), flavors);
+    for (flavor, count) in PUBLISHED {
+        assert_eq!(build(flavor, None).parameter_count(), count, "{flavor}");
+        for tied in [false, true] {
+            same_names_and_shapes(flavor, tied);
+        }
+    }
+}
+
+/// The modules have the parameters that the Hugging Face side knows of, and no others.
+fn same_names_and_shapes(flavor: &str, tied: bool) {
+    let model = build(flavor, Some(tied));
+    let config = LlamaConfig::deserialize_value(&model.config).unwrap();
+    assert_eq!(config.tie_embeddings, tied);
+    let specs: Vec<_> =
+        model.parameters().into_iter().map(|spec| (spec.name, spec.shape)).collect();
+    assert_eq!(specs, parameter_shapes(&config), "{flavor}, tied: {tied}");
+    assert!(specs.iter().all(|(name, _)| hf_name(name).is_some()));
+    assert_eq!(model.parameter_count(), config.parameter_count());
+    let head = specs.iter().any(|(name, _)| name == "output.weight");
+    assert_eq!(head, !tied, "{flavor}");
+    let matrix = (config.vocab_size * config.dim) as u64;
+    let untied = LlamaConfig { tie_embeddings: false, ..config }.parameter_count();
+    assert_eq!(untied - model.parameter_count(), if tied { matrix } else { 0 });
+}
