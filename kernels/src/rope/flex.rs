@@ -3,7 +3,7 @@
 use burn::backend::TensorMetadata;
 use burn_flex::FlexTensor;
 
-use crate::flex::{F32View, float_tensor, for_rows, with_simd};
+use crate::flex::{F32View, float_tensor, for_rows, simd_fn};
 
 /// Rotates forward (`direction` 1) or back (-1).
 pub(super) fn rotate(
@@ -18,21 +18,34 @@ pub(super) fn rotate(
     let mut output = vec![0.0; input.len()];
     let width = heads * head_dim;
     for_rows(&mut output, width, |first, rows| {
-        with_simd(|| {
-            for (i, token) in rows.chunks_exact_mut(width).enumerate() {
-                let row = first + i;
-                let (cos, sin) = (&cos[row * half..][..half], &sin[row * half..][..half]);
-                let input = &input[row * width..][..width];
-                for (y, x) in token.chunks_exact_mut(head_dim).zip(input.chunks_exact(head_dim)) {
-                    let ((y0, y1), (x0, x1)) = (y.split_at_mut(half), x.split_at(half));
-                    for j in 0..half {
-                        let sin = direction * sin[j];
-                        y0[j] = x0[j] * cos[j] - x1[j] * sin;
-                        y1[j] = x1[j] * cos[j] + x0[j] * sin;
-                    }
-                }
-            }
-        });
+        let (cos, sin) = (&cos[first * half..], &sin[first * half..]);
+        rotate_rows(rows, &input[first * width..], cos, sin, [width, head_dim], direction);
     });
     float_tensor(output, x.shape(), x.dtype())
+}
+
+simd_fn! {
+    fn rotate_rows(
+        y: &'a mut [f32],
+        x: &'a [f32],
+        cos: &'a [f32],
+        sin: &'a [f32],
+        sizes: [usize; 2],
+        direction: f32,
+    ) -> () {
+        let [width, head_dim] = sizes;
+        let half = head_dim / 2;
+        let tables = cos.chunks_exact(half).zip(sin.chunks_exact(half));
+        let tokens = y.chunks_exact_mut(width).zip(x.chunks_exact(width));
+        for ((y, x), (cos, sin)) in tokens.zip(tables) {
+            for (y, x) in y.chunks_exact_mut(head_dim).zip(x.chunks_exact(head_dim)) {
+                let ((y0, y1), (x0, x1)) = (y.split_at_mut(half), x.split_at(half));
+                for j in 0..half {
+                    let sin = direction * sin[j];
+                    y0[j] = x0[j] * cos[j] - x1[j] * sin;
+                    y1[j] = x1[j] * cos[j] + x0[j] * sin;
+                }
+            }
+        }
+    }
 }
