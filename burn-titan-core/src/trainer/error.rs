@@ -79,6 +79,16 @@ pub enum TrainError {
         /// Its value in the config.
         wanted: String,
     },
+    /// The checkpoint lacks state that the optimizer of a parameter needs.
+    #[error(
+        "{checkpoint}: no optimizer state `{state}`: the checkpoint was made with another optimizer for this parameter: restore the section `optimizer`, or start a run of another run.name"
+    )]
+    OtherOptimizer {
+        /// Folder of the checkpoint.
+        checkpoint: String,
+        /// Name of the state, `<parameter>.<state>`.
+        state: String,
+    },
     /// The training data ended.
     #[error(
         "step {step}: the training data ended; this is a fault of burn-titan, please report it"

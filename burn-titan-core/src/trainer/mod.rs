@@ -20,7 +20,7 @@ use crate::checkpoint::resolve_resume;
 use crate::config::{
     ActivationCheckpointMode, ComputeDtype, Config, DeviceKind, OnNonFinite, to_yaml,
 };
-use crate::data::{Batch, Loader, LoaderOptions, StreamOptions};
+use crate::data::{Batch, Cursor, Loader, LoaderOptions, StreamOptions};
 use crate::executor::{Executor, ParameterStore, StepRule};
 use crate::hf::HfFolder;
 use crate::lr_schedule;
@@ -89,6 +89,8 @@ struct Trainer {
     program: Program,
     stream: StreamOptions,
     loader: Loader,
+    /// Where the data continues after the batches taken so far.
+    cursor: Option<Cursor>,
     report: Report,
     /// Optimizer steps done.
     step: u64,
@@ -120,6 +122,7 @@ impl Trainer {
             None => (initial_parameters(&config, &model, registry, &device)?, None),
         };
         let step = state.as_ref().map_or(0, |state| state.step);
+        let cursor = state.and_then(|state| state.cursor);
         let program = step::training(
             model.units.len(),
             micro_batches(&config, &mesh),
@@ -132,12 +135,12 @@ impl Trainer {
             rank: 0,
             world: mesh.data_parallel(),
             prefetch_batches: config.data.prefetch_batches,
-            cursor: state.and_then(|state| state.cursor),
+            cursor: cursor.clone(),
         })?;
         let report = Report::open(&config, &model, step, resume.as_deref())?;
         let compute = compute_dtype(config.precision.compute);
         let executor = Executor::new(model, parameters, device, compute, Box::new(OneRank));
-        Ok(Self { config, executor, optimizer, program, stream, loader, report, step })
+        Ok(Self { config, executor, optimizer, program, stream, loader, cursor, report, step })
     }
 
     fn run(mut self) -> Result<TrainSummary, TrainError> {
@@ -145,7 +148,12 @@ impl Trainer {
         let mut last = None;
         while self.step < total {
             let metrics = self.step()?;
+            // The row comes before the checkpoint: a crash between the two loses no step, for a resume
+            // drops the rows after its checkpoint and runs those steps again.
             self.report.step(&metrics)?;
+            if self.is_due(self.config.checkpoint.enable, self.config.checkpoint.interval) {
+                self.save()?;
+            }
             last = Some(metrics);
         }
         self.report.finish()?;
@@ -158,7 +166,7 @@ impl Trainer {
         })
     }
 
-    /// One optimizer step, with the validation and the checkpoint that are due after it.
+    /// One optimizer step, with the validation that is due after it.
     fn step(&mut self) -> Result<StepMetrics, TrainError> {
         let start = Instant::now();
         let batches = self.next_batches()?;
@@ -214,9 +222,6 @@ impl Trainer {
         if self.is_due(self.config.validation.enable, self.config.validation.interval) {
             metrics.validation_loss = Some(self.validate()?);
         }
-        if self.is_due(self.config.checkpoint.enable, self.config.checkpoint.interval) {
-            self.save(&batches)?;
-        }
         Ok(metrics)
     }
 
@@ -228,9 +233,12 @@ impl Trainer {
     }
 
     fn next_batches(&mut self) -> Result<Vec<Batch>, TrainError> {
-        (0..self.program.micro_batches)
-            .map(|_| self.loader.next()?.ok_or(TrainError::DataEnded { step: self.step + 1 }))
-            .collect()
+        let step = self.step + 1;
+        let batches = (0..self.program.micro_batches)
+            .map(|_| self.loader.next()?.ok_or(TrainError::DataEnded { step }))
+            .collect::<Result<Vec<_>, _>>()?;
+        self.cursor = batches.last().map(|batch| batch.cursor_after.clone());
+        Ok(batches)
     }
 
     /// The mean loss over the validation split, or over the batches that the config asks for.
@@ -257,12 +265,11 @@ impl Trainer {
         Ok(loss / tokens.max(1) as f64)
     }
 
-    fn save(&self, batches: &[Batch]) -> Result<(), TrainError> {
-        let Some(batch) = batches.last() else { return Ok(()) };
+    fn save(&self) -> Result<(), TrainError> {
         let state = TrainState {
             step: self.step,
             updates: self.optimizer.updates(),
-            cursor: Some(batch.cursor_after.clone()),
+            cursor: self.cursor.clone(),
             model: self.executor.model().config.clone(),
         };
         let path = state::save(

@@ -8,7 +8,9 @@ use serde_json::Value;
 
 use super::prepare::first_difference;
 use super::{TrainError, checkpoint_dir};
-use crate::checkpoint::{self, CheckpointContent, DEFAULT_MAX_FILE_BYTES, HostDtype};
+use crate::checkpoint::{
+    self, CheckpointContent, CheckpointError, DEFAULT_MAX_FILE_BYTES, HostDtype,
+};
 use crate::config::Config;
 use crate::data::Cursor;
 use crate::executor::{Executor, ParameterStore};
@@ -71,7 +73,12 @@ pub(super) fn load(
         checkpoint.tensor_of(&spec.name, HostDtype::F32, &spec.shape).map_err(TrainError::from)
     })?;
     optimizer.restore(state.updates, &model.parameters(), device, |name, spec| {
-        checkpoint.tensor_of(name, HostDtype::F32, &spec.shape).map_err(TrainError::from)
+        checkpoint.tensor_of(name, HostDtype::F32, &spec.shape).map_err(|error| match error {
+            CheckpointError::MissingTensor { path, name, .. } => {
+                TrainError::OtherOptimizer { checkpoint: path.display().to_string(), state: name }
+            }
+            other => other.into(),
+        })
     })?;
     Ok((parameters, state))
 }
