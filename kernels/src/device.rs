@@ -22,21 +22,95 @@ pub fn flex() -> Device {
     Device::flex()
 }
 
-/// A WebGPU adapter: the one that `CUBECL_WGPU_DEFAULT_DEVICE` names, else the strongest there is.
+/// A WebGPU adapter: the one that `CUBECL_WGPU_DEFAULT_DEVICE` names (`DiscreteGpu(0)`, `Cpu` and so
+/// on, as CubeCL spells them), else the first of the strongest kind there is. A software adapter such as
+/// Mesa's lavapipe is taken where there is no other.
 ///
 /// # Errors
-/// If the build has no wgpu, or the machine no adapter.
+/// If the build has no wgpu, the machine no adapter, or the variable names none of them.
 #[cfg(feature = "wgpu")]
 pub fn wgpu() -> Result<Device, DeviceError> {
-    use burn::tensor::{DeviceKind, DeviceType};
-    if Device::enumerate(DeviceType::Wgpu).is_empty() {
-        return Err(DeviceError(
-            "no wgpu adapter was found: install a Vulkan driver for the GPU, or a software one \
-             (`apt-get install mesa-vulkan-drivers`), or train with training.device=flex"
-                .into(),
-        ));
+    use burn::tensor::DeviceType;
+    use burn_cubecl::CubeDevice;
+    let (devices, kinds): (Vec<Device>, Vec<_>) = Device::enumerate(DeviceType::Wgpu)
+        .into_iter()
+        .filter_map(|device| match device.as_dispatch() {
+            DispatchDevice::Cube(CubeDevice::Wgpu(adapter)) => {
+                let kind = adapter.kind.clone();
+                Some((device, kind))
+            }
+            _ => None,
+        })
+        .unzip();
+    let wanted = std::env::var(adapter::VARIABLE).ok();
+    Ok(devices[adapter::choose(&kinds, wanted.as_deref())?].clone())
+}
+
+/// Choosing among the adapters of a machine.
+#[cfg(feature = "wgpu")]
+mod adapter {
+    use burn_cubecl::cubecl::wgpu::WgpuDeviceKind;
+
+    use super::DeviceError;
+
+    /// Names the adapter to take.
+    pub(super) const VARIABLE: &str = "CUBECL_WGPU_DEFAULT_DEVICE";
+
+    /// Index of the adapter to take.
+    pub(super) fn choose(
+        adapters: &[WgpuDeviceKind],
+        wanted: Option<&str>,
+    ) -> Result<usize, DeviceError> {
+        let Some(best) = (0..adapters.len()).min_by_key(|i| rank(&adapters[*i])) else {
+            return Err(DeviceError(
+                "no wgpu adapter was found: install a Vulkan driver for the GPU, or a software one \
+                 (`apt-get install mesa-vulkan-drivers`), or use the device `flex`"
+                    .into(),
+            ));
+        };
+        let Some(wanted) = wanted else { return Ok(best) };
+        let names: Vec<String> = adapters.iter().map(|kind| format!("{kind:?}")).collect();
+        names.iter().position(|name| name == wanted).ok_or_else(|| {
+            DeviceError(format!(
+                "{VARIABLE} is `{wanted}`, but the adapters of this machine are {}: set it to one \
+                 of them, or unset it",
+                names.join(", ")
+            ))
+        })
     }
-    Ok(Device::wgpu(DeviceKind::DefaultDevice))
+
+    fn rank(kind: &WgpuDeviceKind) -> usize {
+        match kind {
+            WgpuDeviceKind::DiscreteGpu(_) => 0,
+            WgpuDeviceKind::IntegratedGpu(_) => 1,
+            WgpuDeviceKind::VirtualGpu(_) => 2,
+            WgpuDeviceKind::Cpu => 4,
+            _ => 3,
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn the_strongest_adapter_or_the_named_one() {
+            use WgpuDeviceKind::{Cpu, DiscreteGpu, IntegratedGpu};
+            let all = [Cpu, IntegratedGpu(0), DiscreteGpu(0), DiscreteGpu(1)];
+            assert_eq!(choose(&all, None), Ok(2));
+            assert_eq!(choose(&all[..2], None), Ok(1));
+            assert_eq!(choose(&[Cpu], None), Ok(0));
+            assert_eq!(choose(&all, Some("Cpu")), Ok(0));
+            assert_eq!(choose(&all, Some("DiscreteGpu(1)")), Ok(3));
+            assert_eq!(
+                choose(&all[..2], Some("gpu")).unwrap_err().to_string(),
+                "CUBECL_WGPU_DEFAULT_DEVICE is `gpu`, but the adapters of this machine are Cpu, \
+                 IntegratedGpu(0): set it to one of them, or unset it"
+            );
+            let none = choose(&[], Some("Cpu")).unwrap_err().to_string();
+            assert!(none.starts_with("no wgpu adapter was found"), "{none}");
+        }
+    }
 }
 
 /// A WebGPU adapter.
@@ -45,7 +119,9 @@ pub fn wgpu() -> Result<Device, DeviceError> {
 /// Always: the build has no wgpu.
 #[cfg(not(feature = "wgpu"))]
 pub fn wgpu() -> Result<Device, DeviceError> {
-    Err(DeviceError("this build has no wgpu: build with `--features wgpu`".into()))
+    Err(DeviceError(
+        "this build has no wgpu: build with `--features wgpu`, or use the device `flex`".into(),
+    ))
 }
 
 /// The first NVIDIA GPU.
@@ -58,8 +134,8 @@ pub fn cuda() -> Result<Device, DeviceError> {
     // SAFETY: loading the driver's library runs its initialisers, as every CUDA program does.
     if unsafe { libloading::Library::new("libcuda.so.1") }.is_err() {
         return Err(DeviceError(
-            "the CUDA driver (libcuda.so.1) was not found: install NVIDIA's driver, or train with \
-             training.device=flex"
+            "the CUDA driver (libcuda.so.1) was not found: install NVIDIA's driver, or use the \
+             device `flex`"
                 .into(),
         ));
     }
@@ -73,8 +149,7 @@ pub fn cuda() -> Result<Device, DeviceError> {
 #[cfg(not(feature = "cuda"))]
 pub fn cuda() -> Result<Device, DeviceError> {
     Err(DeviceError(
-        "this build has no CUDA: build with `--features cuda`, or train with training.device=flex \
-         or training.device=wgpu"
+        "this build has no CUDA: build with `--features cuda`, or use the device `flex` or `wgpu`"
             .into(),
     ))
 }
