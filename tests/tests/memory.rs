@@ -1,0 +1,65 @@
+//! Full activation checkpointing holds less memory. The only test of this file, because it counts
+//! what the whole process allocates.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use burn_titan_tests::runs::{ODD_VOCABULARY, Run, random_tokens};
+
+/// The system's allocator, counting bytes in use and their peak.
+struct Counting;
+
+static IN_USE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call goes to `System` unchanged; the counters do not touch the memory.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        PEAK.fetch_max(IN_USE.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        IN_USE.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Ten blocks with far more activations than parameters.
+const DEEP: &str = "
+run: {output_dir: HERE/out}
+model:
+  overrides:
+    {n_layers: 10, dim: 64, n_heads: 4, n_kv_heads: 4, head_dim: 16, ffn_dim: 192, vocab_size: 331}
+data: {train: [{path: HERE/tokens.bin}]}
+training: {steps: 2, seq_len: 256, local_batch_size: 8}
+lr_scheduler: {warmup_steps: 0}
+checkpoint: {enable: false}
+metrics: {tensorboard: false, peak_tflops: 1}
+";
+
+/// Bytes that a run had in use at its peak, above those before it.
+fn peak_of(mode: &str) -> usize {
+    let run = Run::new(DEEP);
+    run.write("tokens.bin", &random_tokens(1, 40_009, ODD_VOCABULARY));
+    let before = IN_USE.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    run.train(&[&format!("activation_checkpoint.mode={mode}")]);
+    PEAK.load(Relaxed) - before
+}
+
+#[test]
+fn full_recomputation_holds_less_memory() {
+    // What is made once for the process is counted for neither.
+    peak_of("full");
+    let [none, full] = ["none", "full"].map(peak_of);
+    let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+    let ratio = full as f64 / none as f64;
+    println!("none {:.1} MiB, full {:.1} MiB: {ratio:.2}", mib(none), mib(full));
+    assert!(ratio < 0.5, "none {none} bytes, full {full} bytes");
+}

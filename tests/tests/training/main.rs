@@ -1,0 +1,8 @@
+//! Whole training runs on flex, through the library.
+
+mod accumulation;
+mod determinism;
+mod initial_hf;
+mod precision;
+mod recomputation;
+mod resume;

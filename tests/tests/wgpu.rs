@@ -1,0 +1,45 @@
+//! The wgpu device trains as flex does. The only test of this file: compiling its shaders takes a
+//! while, and the adapter may be a software one that uses every core.
+
+use std::env;
+use std::time::Instant;
+
+use burn_titan_kernels::device;
+use burn_titan_tests::runs::{Run, repository};
+
+/// Set to `1` where a missing adapter must be a failure, as in CI.
+const REQUIRED: &str = "BURN_TITAN_REQUIRE_WGPU";
+
+#[test]
+fn wgpu_follows_flex() {
+    if let Err(error) = device::wgpu() {
+        let required = env::var(REQUIRED).is_ok_and(|value| value == "1");
+        assert!(!required, "{REQUIRED}=1, but {error}");
+        println!("skipped, {REQUIRED}=1 makes it a failure: {error}");
+        return;
+    }
+    let config = repository().join("configs/llama3_wgpu_ci.yaml");
+    let config = std::fs::read_to_string(&config).expect("the config is in the repository");
+    let losses = |kind: &str| {
+        let run = Run::new(&config);
+        let words = [
+            &format!("training.device={kind}"),
+            "run.output_dir=HERE/out",
+            "data.train.0.path=DATA/shakespeare/train.jsonl",
+            "data.tokenizer=DATA/tokenizer.json",
+            "metrics.peak_tflops=1",
+        ];
+        let start = Instant::now();
+        run.train(&words);
+        let steps: Vec<String> =
+            run.metrics().iter().map(|m| format!("{:.2}", m.step_seconds)).collect();
+        println!("{kind}: {:.1} s, steps {}", start.elapsed().as_secs_f64(), steps.join(" "));
+        run.losses()
+    };
+    let [flex, wgpu] = ["flex", "wgpu"].map(losses);
+    assert_eq!((flex.len(), wgpu.len()), (5, 5));
+    for (step, (flex, wgpu)) in flex.iter().zip(&wgpu).enumerate() {
+        println!("step {}: flex {flex:.6}, difference {:.1e}", step + 1, (flex - wgpu).abs());
+        assert!((flex - wgpu).abs() < 1e-4, "step {}: {flex} {wgpu}", step + 1);
+    }
+}
