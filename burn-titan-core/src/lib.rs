@@ -19,5 +19,6 @@ pub mod lr_schedule;
 pub mod metrics;
 pub mod model;
 pub mod optim;
+mod quiet;
 pub mod sampling;
 pub mod trainer;

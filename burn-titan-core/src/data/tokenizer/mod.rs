@@ -4,7 +4,6 @@ mod byte_level;
 mod decode;
 mod train;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -14,6 +13,8 @@ pub use decode::DecodeStream;
 pub use train::{BEGIN_OF_TEXT, END_OF_TEXT, train};
 
 use byte_level::ByteLevelEncoder;
+
+use crate::quiet;
 
 /// An error in a tokenizer, or in training one.
 #[derive(Debug, thiserror::Error)]
@@ -92,8 +93,8 @@ impl Tokenizer {
     fn from_bytes(bytes: &[u8], path: PathBuf) -> Result<Self, TokenizerError> {
         let invalid = |cause| TokenizerError::Invalid { path: path.clone(), cause };
         // The library panics on some damaged files, such as one whose merges leave the vocabulary.
-        let mut inner = catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes))
-            .map_err(|_| invalid("its parts contradict each other".into()))?
+        let mut inner = quiet::catch(|| tokenizers::Tokenizer::from_bytes(bytes))
+            .ok_or_else(|| invalid("its parts contradict each other".into()))?
             .map_err(|error| invalid(error.to_string()))?;
         if let tokenizers::ModelWrapper::BPE(model) = inner.get_model()
             && model.dropout.is_some_and(|dropout| dropout > 0.0)
@@ -200,10 +201,10 @@ impl Tokenizer {
         action: &'static str,
         run: impl FnOnce() -> tokenizers::Result<T>,
     ) -> Result<T, TokenizerError> {
-        let cause = match catch_unwind(AssertUnwindSafe(run)) {
-            Ok(Ok(value)) => return Ok(value),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "the tokenizers library panicked".into(),
+        let cause = match quiet::catch(run) {
+            Some(Ok(value)) => return Ok(value),
+            Some(Err(error)) => error.to_string(),
+            None => "the tokenizers library panicked".into(),
         };
         Err(TokenizerError::Failed { path: self.path.clone(), action, cause })
     }
