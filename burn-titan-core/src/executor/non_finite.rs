@@ -1,9 +1,9 @@
 //! Finding where a step broke.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use thiserror::Error;
 
-use super::{Executor, GradientStore, scalar};
+use super::{Executor, GradientStore, on_host, scalar};
 use crate::model::{Context, Stream};
 
 /// What is not finite in a step, and where it began.
@@ -29,6 +29,9 @@ pub enum NonFinite {
         /// The first unit, in the order of the backward, with a gradient that is not finite.
         unit: String,
     },
+    /// The norm over all gradients.
+    #[error("the global norm of the gradients overflows float32, though each gradient is finite")]
+    Norm,
 }
 
 impl NonFinite {
@@ -36,7 +39,7 @@ impl NonFinite {
     pub fn micro_batch(&self) -> Option<usize> {
         match self {
             Self::Loss { micro, .. } => Some(*micro),
-            Self::Gradient { .. } => None,
+            Self::Gradient { .. } | Self::Norm => None,
         }
     }
 }
@@ -76,10 +79,15 @@ impl Executor {
                 }
             }
         }
-        NonFinite::Gradient { parameter: "the global norm".into(), unit: "all units".into() }
+        NonFinite::Norm
     }
 }
 
+/// Whether every element is finite. The sum of squares tells it on the device for nearly all tensors;
+/// it overflows for large finite elements, so those are looked at one by one.
 fn is_finite<const D: usize>(x: Tensor<D>) -> bool {
-    scalar(burn_titan_kernels::sum_of_squares(x)).is_finite()
+    let elements = x.shape().num_elements();
+    let flat = x.cast(DType::F32).reshape([elements]);
+    scalar(burn_titan_kernels::sum_of_squares(flat.clone())).is_finite()
+        || on_host(flat).iter().all(|value| value.is_finite())
 }

@@ -98,17 +98,11 @@ pub enum TrainError {
         step: u64,
     },
     /// A loss or a gradient is not finite.
-    #[error(
-        "step {step}: {cause} (documents: {documents}): lower optimizer.lr, look at the documents, or set training.on_non_finite=skip"
-    )]
-    NonFinite {
-        /// The step, from 1.
-        step: u64,
-        /// What is not finite, and where.
-        cause: NonFinite,
-        /// The documents of the batch, shortened.
-        documents: String,
-    },
+    #[error("{0}: lower optimizer.lr, look at the documents, or set training.on_non_finite=skip")]
+    NonFinite(NonFiniteStep),
+    /// Standard output cannot be written.
+    #[error("standard output: {0}")]
+    Output(std::io::Error),
     /// A file of the user's cannot be read, or is not what it should be.
     #[error("{path}: {cause}")]
     File {
@@ -119,8 +113,20 @@ pub enum TrainError {
     },
 }
 
-impl TrainError {
-    pub(super) fn non_finite(step: u64, batches: &[Batch], cause: NonFinite) -> Self {
+/// A step whose loss or gradient is not finite.
+#[derive(Debug, Error)]
+#[error("step {step}: {cause} (documents: {documents})")]
+pub struct NonFiniteStep {
+    /// The step, from 1.
+    pub step: u64,
+    /// What is not finite, and where.
+    pub cause: NonFinite,
+    /// The documents of the batch, shortened.
+    pub documents: String,
+}
+
+impl NonFiniteStep {
+    pub(super) fn new(step: u64, batches: &[Batch], cause: NonFinite) -> Self {
         const SHOWN: usize = 8;
         let mut names: Vec<String> =
             batches.iter().flat_map(|b| &b.documents).map(ToString::to_string).collect();
@@ -131,14 +137,16 @@ impl TrainError {
         if more > 0 {
             documents += &format!(" and {more} more");
         }
-        Self::NonFinite { step, cause, documents }
+        Self { step, cause, documents }
     }
+}
 
+impl TrainError {
     /// The process's exit code: 2 for what the user gave (config, data, checkpoints, devices), 1 for
     /// what went wrong in the run.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::NonFinite { .. } | Self::DataEnded { .. } | Self::Program(_) => 1,
+            Self::NonFinite(_) | Self::DataEnded { .. } | Self::Program(_) => 1,
             _ => 2,
         }
     }

@@ -11,7 +11,7 @@ use std::time::Instant;
 use burn::tensor::{DType, Device};
 use burn_titan_parallel::{Mesh, OneRank, Program, check, step};
 
-pub use error::TrainError;
+pub use error::{NonFiniteStep, TrainError};
 pub use prepare::{HF_FLAVOR, Prepared, family, initial_model, prepare};
 use report::Report;
 pub(crate) use state::TrainState;
@@ -199,11 +199,11 @@ impl Trainer {
             Ok(outcome) => (outcome.loss, outcome.grad_norm),
             Err(error) => {
                 let blamed = error.micro_batch().map_or(&batches[..], |m| &batches[m..=m]);
-                let error = TrainError::non_finite(self.step, blamed, error);
+                let broken = NonFiniteStep::new(self.step, blamed, error);
                 if training.on_non_finite == OnNonFinite::Stop {
-                    return Err(error);
+                    return Err(TrainError::NonFinite(broken));
                 }
-                self.report.message(&format!("step skipped: {error}"));
+                self.report.message(&format!("{broken}: the step is skipped"));
                 (f64::NAN, f64::NAN)
             }
         };
@@ -255,14 +255,20 @@ impl Trainer {
             0 => usize::MAX,
             steps => steps,
         };
-        let (mut loss, mut tokens) = (0.0, 0);
+        let (mut loss, mut tokens) = (0.0, 0_usize);
         for _ in 0..limit {
             let Some(batch) = loader.next()? else { break };
             let context = Context::new(&batch, HeadOutput::Loss, self.executor.device());
             loss += loss_of(self.executor.forward(&context));
             tokens += batch.valid_tokens;
         }
-        Ok(loss / tokens.max(1) as f64)
+        if tokens == 0 {
+            return Err(TrainError::File {
+                path: "data.validation".into(),
+                cause: "there is no token to predict: give documents of at least 2 tokens".into(),
+            });
+        }
+        Ok(loss / tokens as f64)
     }
 
     fn save(&self) -> Result<(), TrainError> {
