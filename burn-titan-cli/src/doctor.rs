@@ -2,33 +2,37 @@
 
 use burn_titan_core::config::{ComputeDtype, DeviceKind};
 use burn_titan_core::model::Registry;
-use burn_titan_core::trainer::open_device;
+use burn_titan_core::trainer::{TrainError, open_device};
 use burn_titan_kernels::device::matmul_tflops;
 
-pub fn print(registry: &Registry) {
-    println!("burn-titan {}", env!("CARGO_PKG_VERSION"));
+use crate::output;
+
+pub fn print(registry: &Registry) -> Result<(), TrainError> {
+    output::line(concat!("burn-titan ", env!("CARGO_PKG_VERSION")))?;
     for (name, kind) in
         [("flex", DeviceKind::Flex), ("wgpu", DeviceKind::Wgpu), ("cuda", DeviceKind::Cuda)]
     {
         match open_device(kind, ComputeDtype::Float32) {
-            Err(error) => println!("{name:6} no   {error}"),
+            Err(TrainError::Device(error)) => output::line(&format!("{name:6} no   {error}"))?,
+            Err(other) => return Err(other),
             Ok(device) => {
                 let bf16 = open_device(kind, ComputeDtype::Bfloat16).is_ok();
-                println!(
+                output::line(&format!(
                     "{name:6} yes  float32{}; f32 matrix product {:.3} TFLOP/s",
                     if bf16 { ", bfloat16" } else { "" },
                     matmul_tflops(&device)
-                );
+                ))?;
             }
         }
     }
     for name in registry.names() {
         if let Some(family) = registry.get(name) {
-            println!(
+            output::line(&format!(
                 "model {name}: flavors {}; attention {}",
                 family.flavors().join(", "),
                 family.attentions().join(", ")
-            );
+            ))?;
         }
     }
+    Ok(())
 }

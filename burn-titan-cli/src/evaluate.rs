@@ -1,12 +1,13 @@
 //! `eval`.
 
-use burn_titan_core::checkpoint::write_tensor_file;
+use burn_titan_core::checkpoint::{CheckpointError, write_tensor_file};
 use burn_titan_core::inference::eval::{EvalData, evaluate as run};
 use burn_titan_core::model::Registry;
 use burn_titan_core::trainer::TrainError;
 
 use crate::arguments::EvalArguments;
 use crate::generate::load;
+use crate::output;
 
 pub fn evaluate(registry: &Registry, arguments: &EvalArguments) -> Result<(), TrainError> {
     let data = match (&arguments.token_ids, &arguments.data) {
@@ -22,18 +23,12 @@ pub fn evaluate(registry: &Registry, arguments: &EvalArguments) -> Result<(), Tr
     let model = load(registry, &arguments.model, &arguments.device)?;
     let (result, logits) = run(&model, &data, arguments.logits.is_some())?;
     if let Some(path) = &arguments.logits {
-        write_tensor_file(path, &logits, &[]).map_err(|e| TrainError::File {
-            path: path.display().to_string(),
-            cause: e.to_string(),
-        })?;
+        write_tensor_file(path, &logits, &[]).map_err(CheckpointError::from)?;
     }
-    println!(
-        "{}",
-        serde_json::json!({
-            "loss": result.loss,
-            "perplexity": result.perplexity,
-            "tokens": result.tokens,
-        })
-    );
-    Ok(())
+    let result = serde_json::json!({
+        "loss": result.loss,
+        "perplexity": result.perplexity,
+        "tokens": result.tokens,
+    });
+    output::line(&result.to_string())
 }

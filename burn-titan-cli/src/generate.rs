@@ -1,6 +1,5 @@
 //! `generate`.
 
-use std::io::{Write, stdout};
 use std::path::Path;
 
 use burn_titan_core::config::{ComputeDtype, DeviceKind};
@@ -11,6 +10,7 @@ use burn_titan_core::sampling::Sampler;
 use burn_titan_core::trainer::{TrainError, open_device};
 
 use crate::arguments::{GenerateArguments, ModelSource};
+use crate::output;
 
 pub fn generate(registry: &Registry, arguments: &GenerateArguments) -> Result<(), TrainError> {
     let sampler = Sampler::new(
@@ -25,16 +25,8 @@ pub fn generate(registry: &Registry, arguments: &GenerateArguments) -> Result<()
         max_tokens: arguments.max_tokens,
         tokenizer: arguments.tokenizer.as_deref(),
     };
-    run(&model, &options, sampler, |text| {
-        let mut out = stdout().lock();
-        out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(output_failed)
-    })?;
-    println!();
-    Ok(())
-}
-
-fn output_failed(error: std::io::Error) -> TrainError {
-    TrainError::File { path: "standard output".into(), cause: error.to_string() }
+    run(&model, &options, sampler, output::write)?;
+    output::line("")
 }
 
 /// The model of a command, on its device.
@@ -47,7 +39,12 @@ pub fn load(
         path: "--device".into(),
         cause: format!("expected flex, wgpu or cuda, found `{device}`"),
     })?;
-    let device = open_device(kind, ComputeDtype::Float32)?;
+    let device = open_device(kind, ComputeDtype::Float32).map_err(|error| match error {
+        TrainError::Device(error) => {
+            TrainError::File { path: format!("--device {device}"), cause: error.to_string() }
+        }
+        other => other,
+    })?;
     let missing = Path::new("");
     match (&source.checkpoint, &source.hf) {
         (Some(checkpoint), _) => LoadedModel::from_checkpoint(checkpoint, registry, device),

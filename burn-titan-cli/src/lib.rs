@@ -17,9 +17,11 @@ mod arguments;
 mod doctor;
 mod evaluate;
 mod generate;
+mod output;
 mod schema;
 mod train;
 
+use std::io::ErrorKind;
 use std::process::ExitCode;
 
 use burn_titan_core::inference::convert;
@@ -37,6 +39,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 pub fn main(registry: Registry) -> ExitCode {
     match run(&registry, Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
+        // The reader of a pipe has seen enough.
+        Err(TrainError::Output(error)) if error.kind() == ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             eprintln!("{}", train::rendered(&error));
             ExitCode::from(error.exit_code())
@@ -58,16 +64,9 @@ fn run(registry: &Registry, command: Command) -> Result<(), TrainError> {
         }
         Command::Tokenizer(TokenizerCommand::Train { vocab_size, out, inputs }) => {
             let tokenizer = burn_titan_core::data::tokenizer::train(vocab_size, &inputs, &out)?;
-            println!("{}: {} tokens", out.display(), tokenizer.vocab_size());
-            Ok(())
+            output::line(&format!("{}: {} tokens", out.display(), tokenizer.vocab_size()))
         }
-        Command::Schema { markdown } => {
-            schema::print(markdown);
-            Ok(())
-        }
-        Command::Doctor => {
-            doctor::print(registry);
-            Ok(())
-        }
+        Command::Schema { markdown } => schema::print(markdown),
+        Command::Doctor => doctor::print(registry),
     }
 }

@@ -1,11 +1,14 @@
 //! `schema`.
 
 use burn_titan_core::config::{json_schema, markdown};
+use burn_titan_core::trainer::TrainError;
 
-pub fn print(as_markdown: bool) {
+use crate::output;
+
+pub fn print(as_markdown: bool) -> Result<(), TrainError> {
     if as_markdown {
-        print!("{}", markdown());
+        output::write(&markdown())
     } else {
-        println!("{:#}", json_schema());
+        output::line(&format!("{:#}", json_schema()))
     }
 }

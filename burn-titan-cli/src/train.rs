@@ -6,32 +6,31 @@ use burn_titan_core::model::Registry;
 use burn_titan_core::trainer::{self, Prepared, TrainError, prepare};
 
 use crate::arguments::ConfigArguments;
+use crate::output;
 
 pub fn train(registry: &Registry, arguments: &ConfigArguments) -> Result<(), TrainError> {
     let prepared = prepare(&arguments.config, &arguments.overrides, registry)?;
     let summary = trainer::train(prepared, registry)?;
     let loss = |loss: Option<f64>| loss.map_or("none".to_string(), |loss| format!("{loss:.4}"));
-    println!(
+    output::line(&format!(
         "{} steps; loss {}, validation loss {}; see {}",
         summary.steps,
         loss(summary.loss),
         loss(summary.validation_loss),
         summary.output_dir.display()
-    );
-    Ok(())
+    ))
 }
 
 pub fn validate(registry: &Registry, arguments: &ConfigArguments) -> Result<(), TrainError> {
     let Prepared { config, model } = prepare(&arguments.config, &arguments.overrides, registry)?;
-    println!(
+    output::line(&format!(
         "{}: sound; {} {} with {} parameters, {} optimizer steps",
         arguments.config.display(),
         config.model.name,
         config.model.flavor,
         model.parameter_count(),
         config.training.steps
-    );
-    Ok(())
+    ))
 }
 
 /// An error as the terminal shows it.
