@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use super::{DEFAULT_ATTENTION, DEFAULT_SEQ_LEN, build, open_checkpoint, recognise};
+use super::{DEFAULT_ATTENTION, DEFAULT_SEQ_LEN, build, open_checkpoint, recognise, tokenizer_of};
 use crate::checkpoint::{self, CheckpointContent, DEFAULT_MAX_FILE_BYTES, HostDtype, HostTensor};
 use crate::config::{Config, to_yaml};
-use crate::hf::HfFolder;
+use crate::hf::{HfError, HfFolder};
 use crate::model::{ModelError, Registry};
 use crate::trainer::{TrainError, TrainState, family};
 
@@ -27,12 +27,16 @@ pub fn to_hf(path: &Path, out: &Path, registry: &Registry) -> Result<(), TrainEr
     Ok(family.write_hf(&model.config, out, &mut parameters, &files)?)
 }
 
-/// Writes a Hugging Face folder as a checkpoint of step 0 in the folder `out`, with f32 weights and no
-/// optimizer state.
+/// Writes a Hugging Face folder as a checkpoint of step 0 in the folder `out`, which must not exist or
+/// be empty, with f32 weights and no optimizer state.
 ///
 /// # Errors
-/// A folder that is not of a registered family, or in which something is wrong; a disk that refuses.
+/// A folder that is not of a registered family, or in which something is wrong; a target that exists; a
+/// disk that refuses.
 pub fn from_hf(path: &Path, out: &Path, registry: &Registry) -> Result<(), TrainError> {
+    if fs::symlink_metadata(out).is_ok() && !is_empty_folder(out) {
+        return Err(HfError::Exists { path: out.to_path_buf() }.into());
+    }
     let folder = HfFolder::open(path)?;
     let family = recognise(&folder, registry)?;
     let model = build(family, &family.config_from_hf(&folder)?, DEFAULT_ATTENTION)?;
@@ -50,8 +54,7 @@ pub fn from_hf(path: &Path, out: &Path, registry: &Registry) -> Result<(), Train
     config.model.attention = DEFAULT_ATTENTION.into();
     config.model.overrides = model.config.as_object().cloned().unwrap_or_default();
     config.training.seq_len = model.max_seq_len.min(DEFAULT_SEQ_LEN);
-    let tokenizer = path.join("tokenizer.json");
-    config.data.tokenizer = tokenizer.is_file().then_some(tokenizer);
+    config.data.tokenizer = tokenizer_of(path);
     let state = TrainState { step: 0, updates: 0, cursor: None, model: model.config };
     let content = CheckpointContent {
         step: 0,
@@ -63,4 +66,8 @@ pub fn from_hf(path: &Path, out: &Path, registry: &Registry) -> Result<(), Train
     };
     checkpoint::save(out, 0, &content)?;
     Ok(())
+}
+
+fn is_empty_folder(path: &Path) -> bool {
+    fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{DEFAULT_SEQ_LEN, LoadedModel};
 use crate::checkpoint::HostTensor;
 use crate::config::{DataConfig, SourceConfig};
-use crate::data::{Batch, IGNORE, Loader, LoaderOptions, StreamOptions};
+use crate::data::{Batch, DataError, IGNORE, Loader, LoaderOptions, StreamOptions};
 use crate::model::{Context, HeadOutput, Stream};
 use crate::trainer::{TrainError, loss_of};
 
@@ -29,7 +29,7 @@ pub enum EvalData<'a> {
     File {
         /// The file.
         path: &'a Path,
-        /// The tokenizer; `None` for the one of the run.
+        /// The tokenizer; `None` for the one of the model.
         tokenizer: Option<&'a Path>,
     },
     /// A JSON file: a list of lists of token ids, one sequence each; the loss is over all next tokens.
@@ -54,7 +54,14 @@ pub fn evaluate(
             }
         }
         EvalData::File { path, tokenizer } => {
-            let mut loader = Loader::spawn(loader_options(model, path, *tokenizer)?)?;
+            let options = loader_options(model, path, *tokenizer)?;
+            let mut loader = Loader::spawn(options).map_err(|error| match error {
+                DataError::TokenizerNeeded { path } => TrainError::File {
+                    path: path.display().to_string(),
+                    cause: "text needs a tokenizer: name its tokenizer.json by --tokenizer".into(),
+                },
+                other => other.into(),
+            })?;
             while let Some(batch) = loader.next()? {
                 sum.add(&batch)?;
             }
@@ -125,11 +132,15 @@ fn joined(rows: Vec<(Vec<usize>, Vec<f32>)>) -> Result<Vec<HostTensor>, TrainErr
 
 fn read_token_ids(path: &Path, vocab: usize) -> Result<Vec<Vec<u32>>, TrainError> {
     let failed = |cause: String| TrainError::File { path: path.display().to_string(), cause };
-    let text = std::fs::read_to_string(path).map_err(|e| failed(e.to_string()))?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| DataError::Read { path: path.to_path_buf(), source })?;
     let sequences: Vec<Vec<u32>> = serde_json::from_str(&text).map_err(|e| {
         failed(format!("expected a JSON list of lists of token ids, one list a sequence: {e}"))
     })?;
     for (i, sequence) in sequences.iter().enumerate() {
+        if sequence.is_empty() {
+            return Err(failed(format!("sequence {i} is empty: give at least one token")));
+        }
         if let Some(id) = sequence.iter().find(|id| **id as usize >= vocab) {
             return Err(failed(format!(
                 "sequence {i} has the token id {id}, but the model has {vocab} tokens (0 to {})",
@@ -164,9 +175,7 @@ fn loader_options(
     let run = model.config.as_ref();
     let mut data = run.map_or_else(DataConfig::default, |config| config.data.clone());
     data.validation = vec![SourceConfig::of_path(PathBuf::from(path))];
-    if let Some(tokenizer) = tokenizer {
-        data.tokenizer = Some(tokenizer.into());
-    }
+    data.tokenizer = tokenizer.map(PathBuf::from).or_else(|| model.tokenizer.clone());
     let spec = model.executor.model();
     let seq_len = run.map_or(DEFAULT_SEQ_LEN, |c| c.training.seq_len).min(spec.max_seq_len);
     let stream = StreamOptions::training(&data, spec.vocab_size, seq_len, 0)?.validation(&data);

@@ -15,7 +15,7 @@ pub struct GenerateOptions<'a> {
     pub prompt: &'a str,
     /// Tokens at most; the end-of-document token ends the text before.
     pub max_tokens: usize,
-    /// The tokenizer; `None` for the one of the run.
+    /// The tokenizer; `None` for the one of the model.
     pub tokenizer: Option<&'a Path>,
 }
 
@@ -34,8 +34,7 @@ pub fn generate(
 ) -> Result<(), TrainError> {
     let run = model.config.as_ref();
     let data = run.map(|config| &config.data);
-    let path = options.tokenizer.or_else(|| data.and_then(|data| data.tokenizer.as_deref()));
-    let Some(path) = path else {
+    let Some(path) = options.tokenizer.or(model.tokenizer.as_deref()) else {
         return Err(TrainError::File {
             path: "--tokenizer".into(),
             cause: "the model's tokenizer is not known: name its tokenizer.json".into(),

@@ -4,7 +4,7 @@ pub mod convert;
 pub mod eval;
 pub mod generate;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device};
 use burn_titan_parallel::OneRank;
@@ -28,6 +28,8 @@ pub struct LoadedModel {
     pub executor: Executor,
     /// The config of the run that trained it; `None` for a Hugging Face folder.
     pub config: Option<Config>,
+    /// The tokenizer of the run, or the `tokenizer.json` of the Hugging Face folder if it has one.
+    pub tokenizer: Option<PathBuf>,
 }
 
 impl LoadedModel {
@@ -45,7 +47,8 @@ impl LoadedModel {
         let parameters = ParameterStore::read(&model, &device, |spec| {
             checkpoint.tensor_of(&spec.name, HostDtype::F32, &spec.shape).map_err(TrainError::from)
         })?;
-        Ok(Self { executor: executor(model, parameters, device), config: Some(config) })
+        let tokenizer = config.data.tokenizer.clone();
+        Ok(Self { executor: executor(model, parameters, device), config: Some(config), tokenizer })
     }
 
     /// The model of a Hugging Face folder.
@@ -57,8 +60,15 @@ impl LoadedModel {
         let family = recognise(&folder, registry)?;
         let model = build(family, &family.config_from_hf(&folder)?, DEFAULT_ATTENTION)?;
         let parameters = hf_parameters(family, &model, &folder, &device)?;
-        Ok(Self { executor: executor(model, parameters, device), config: None })
+        let tokenizer = tokenizer_of(path);
+        Ok(Self { executor: executor(model, parameters, device), config: None, tokenizer })
     }
+}
+
+/// The `tokenizer.json` of a Hugging Face folder, if it has one.
+fn tokenizer_of(folder: &Path) -> Option<PathBuf> {
+    let path = folder.join("tokenizer.json");
+    path.is_file().then_some(path)
 }
 
 fn executor(model: Model, parameters: ParameterStore, device: Device) -> Executor {
@@ -89,8 +99,9 @@ pub(crate) fn recognise<'a>(
     registry.recognise(folder.config()).ok_or_else(|| TrainError::File {
         path: folder.config_path().display().to_string(),
         cause: format!(
-            "architectures {} is of no model that this binary has: it has {}",
+            "`architectures` is {} and `model_type` {}, which is no model of this binary: it has {}",
             folder.config()["architectures"],
+            folder.config()["model_type"],
             registry.names().join(", ")
         ),
     })
