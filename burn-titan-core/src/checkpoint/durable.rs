@@ -27,6 +27,25 @@ pub enum FileError {
         /// What was tried, as a verb.
         action: &'static str,
     },
+    /// The folder of a new file does not exist.
+    #[error("{}: cannot {action}: there is no such folder: make it first", path.display())]
+    NoFolder {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was tried, as a verb.
+        action: &'static str,
+    },
+    /// A file is where a folder should be.
+    #[error(
+        "{}: cannot {action}: a file is in the way: move it, or choose another path",
+        path.display()
+    )]
+    NotAFolder {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was tried, as a verb.
+        action: &'static str,
+    },
     /// Any other failure.
     #[error("{}: cannot {action}: {source}", path.display())]
     Io {
@@ -46,6 +65,10 @@ impl FileError {
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull { path },
             io::ErrorKind::PermissionDenied => Self::Permission { path, action },
+            io::ErrorKind::NotADirectory => Self::NotAFolder { path, action },
+            io::ErrorKind::NotFound if action.starts_with("create") => {
+                Self::NoFolder { path, action }
+            }
             _ => Self::Io { path, action, source },
         }
     }

@@ -53,6 +53,8 @@ pub(crate) fn text_of_line(
         line,
         byte: error.valid_up_to(),
     })?;
+    // With its end, an error there would be on the next line, in column 0.
+    let text = text.trim_end_matches(['\n', '\r']);
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let found = KeySeed { key }
         .deserialize(&mut deserializer)
@@ -188,6 +190,11 @@ mod tests {
                 r#"{"text": "a"} x"#,
                 "a.jsonl: line 7, column 15: bad JSON: trailing characters: each line must be one \
                  JSON object",
+            ),
+            (
+                "{\"text\": \"torn\r\n",
+                "a.jsonl: line 7, column 14: bad JSON: EOF while parsing a string: each line must \
+                 be one JSON object",
             ),
             (
                 "[1]",

@@ -27,9 +27,7 @@ pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum OptimizerError {
     /// A pattern that no parameter's name matches.
-    #[error(
-        "optimizer.groups[{index}].pattern: `{pattern}` matches no parameter; the model has, for example, `{example}`"
-    )]
+    #[error("`{pattern}` matches no parameter; the model has, for example, `{example}`")]
     MatchesNothing {
         /// Place in the list.
         index: usize,
@@ -39,7 +37,7 @@ pub enum OptimizerError {
         example: String,
     },
     /// A pattern that is malformed.
-    #[error("optimizer.groups[{index}].pattern: {message}")]
+    #[error("{message}")]
     Pattern {
         /// Place in the list.
         index: usize,
@@ -48,7 +46,7 @@ pub enum OptimizerError {
     },
     /// Muon on something that is no matrix.
     #[error(
-        "optimizer: Muon is for matrices, but `{name}` has {dims} dim(s); give it `adamw` in optimizer.groups, for example `{{pattern: \"{name}\", name: adamw}}`"
+        "Muon is for matrices, but `{name}` is {dims}-dimensional; give it `adamw` in optimizer.groups, for example `{{pattern: \"{name}\", name: adamw}}`"
     )]
     NotAMatrix {
         /// The parameter.
@@ -56,6 +54,18 @@ pub enum OptimizerError {
         /// Its number of dims.
         dims: usize,
     },
+}
+
+impl OptimizerError {
+    /// The key of the run's config that it is about.
+    pub fn key(&self) -> String {
+        match self {
+            Self::MatchesNothing { index, .. } | Self::Pattern { index, .. } => {
+                format!("optimizer.groups[{index}].pattern")
+            }
+            Self::NotAMatrix { .. } => "optimizer".into(),
+        }
+    }
 }
 
 /// What applies to one parameter.

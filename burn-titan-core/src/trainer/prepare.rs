@@ -6,12 +6,12 @@ use burn_titan_parallel::Degrees;
 use serde_json::Value;
 
 use crate::config::{
-    Checks, ComputeDtype, Config, ConfigErrors, DeviceKind, Draft, ModelConfig, nearest,
+    Checks, ComputeDtype, Config, ConfigErrors, DataConfig, DeviceKind, Draft, ModelConfig, nearest,
 };
 use crate::data::Tokenizer;
 use crate::hf::HfFolder;
 use crate::model::{FieldProblem, Model, ModelError, ModelFamily, Registry};
-use crate::optim::parameter_rules;
+use crate::optim::{OptimizerError, parameter_rules};
 
 /// The flavor that takes the sizes from `model.initial_hf`.
 pub const HF_FLAVOR: &str = "hf";
@@ -41,9 +41,14 @@ fn check(mut draft: Draft, registry: &Registry) -> Result<Prepared, ConfigErrors
     let mut problems = Vec::new();
     let mut model = None;
     if draft.is_sound("model") {
-        match initial_model(&draft.config().model, registry) {
-            Ok(found) => model = Some(found),
-            Err(found) => problems = found,
+        let mut wanted = draft.config().model.clone();
+        // A folder that is not there is among the problems already.
+        let missing = wanted.initial_hf.take_if(|path| !path.is_dir()).is_some();
+        if !(missing && wanted.flavor == HF_FLAVOR) {
+            match initial_model(&wanted, registry) {
+                Ok(found) => model = Some(found),
+                Err(found) => problems = found,
+            }
         }
     }
     if let Some(model) = &model {
@@ -106,7 +111,7 @@ pub fn initial_model(
                 && let Some((field, theirs, ours)) = first_difference(&hf, &sizes)
             {
                 let message = format!("the weights have {field} = {theirs}, the config {ours}");
-                let hint = "model.flavor: hf takes the sizes from the folder".to_string();
+                let hint = "`model.flavor: hf` takes the sizes from the folder".to_string();
                 return Err(one("model.initial_hf", message, Some(hint)));
             }
             sizes
@@ -119,42 +124,58 @@ pub fn initial_model(
 fn fit(draft: &Draft, model: &Model) -> Vec<FieldProblem> {
     let mut problems = Vec::new();
     let config = draft.config();
-    let mut report = |key: &str, message: String, hint: &str| {
-        problems.push(FieldProblem { key: key.into(), message, hint: Some(hint.into()) });
+    let mut report = |key: &str, message: String, hint: Option<&str>| {
+        problems.push(FieldProblem { key: key.into(), message, hint: hint.map(String::from) });
     };
-    if draft.is_sound("training.seq_len") && config.training.seq_len > model.max_seq_len {
-        report(
-            "training.seq_len",
-            format!(
-                "{} tokens are more than the model's {}",
-                config.training.seq_len, model.max_seq_len
-            ),
-            "shorten the sequences, or raise model.overrides.max_seq_len",
+    let seq_len = config.training.seq_len;
+    if draft.is_sound("training.seq_len") && seq_len > model.max_seq_len {
+        let message = format!(
+            "`training.seq_len` is {seq_len} tokens, but the model is made for at most {}",
+            model.max_seq_len
         );
+        let hint = "shorten the sequences, or raise model.overrides.max_seq_len";
+        report("training.seq_len", message, Some(hint));
     }
-    if draft.is_sound("optimizer")
-        && let Err(error) = parameter_rules(&config.optimizer, &model.parameters())
-    {
-        report("optimizer", error.to_string(), "see optimizer.groups in docs/configuration.md");
+    if draft.is_sound("optimizer") {
+        match parameter_rules(&config.optimizer, &model.parameters()) {
+            // A malformed pattern is among the problems already.
+            Ok(_) | Err(OptimizerError::Pattern { .. }) => {}
+            Err(error) => {
+                let hint = "see optimizer.groups in docs/configuration.md";
+                report(&error.key(), error.to_string(), Some(hint));
+            }
+        }
     }
+    // A missing file is among the problems already.
     if draft.is_sound("data")
-        && let Some(path) = &config.data.tokenizer
+        && let Some(path) = config.data.tokenizer.as_ref().filter(|path| path.is_file())
     {
         match Tokenizer::from_file(path) {
-            Err(error) => report("data.tokenizer", error.to_string(), "check the file"),
-            Ok(tokenizer) if tokenizer.vocab_size() > model.vocab_size => report(
-                "data.tokenizer",
-                format!(
-                    "the tokenizer has {} tokens, but the model only {}",
-                    tokenizer.vocab_size(),
-                    model.vocab_size
-                ),
-                "use the model's own tokenizer, or raise model.overrides.vocab_size",
-            ),
-            Ok(_) => {}
+            Err(error) => report("data.tokenizer", error.to_string(), None),
+            Ok(tokenizer) => fit_tokenizer(&config.data, &tokenizer, model, &mut report),
         }
     }
     problems
+}
+
+/// What of the tokenizer does not fit the model, or the config the tokenizer.
+fn fit_tokenizer(
+    data: &DataConfig,
+    tokenizer: &Tokenizer,
+    model: &Model,
+    report: &mut impl FnMut(&str, String, Option<&str>),
+) {
+    let (tokens, vocab_size) = (tokenizer.vocab_size(), model.vocab_size);
+    if tokens > vocab_size {
+        let message = format!("the tokenizer has {tokens} tokens, but the model only {vocab_size}");
+        let hint = "use the model's own tokenizer, or raise model.overrides.vocab_size";
+        report("data.tokenizer", message, Some(hint));
+    }
+    for (key, text) in [("data.bos_token", &data.bos_token), ("data.eos_token", &data.eos_token)] {
+        if let Some(Err(error)) = text.as_ref().map(|text| tokenizer.token_id(text)) {
+            report(key, error.to_string(), None);
+        }
+    }
 }
 
 /// WGSL, the language of the wgpu device, has no bfloat16.

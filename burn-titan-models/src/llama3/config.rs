@@ -209,7 +209,7 @@ impl LlamaConfig {
         // Bytes of an f32 copy must be countable, so that no later product overflows.
         let bytes = self.checked_parameter_count().and_then(|count| count.checked_mul(16));
         if bytes.is_none_or(|bytes| bytes > i64::MAX as u64) {
-            report("dim", "with the other sizes, the parameters cannot be counted".into());
+            report("dim", "and the other sizes give more parameters than can be counted".into());
         }
         problems
     }
@@ -280,7 +280,7 @@ mod tests {
             ("max_seq_len", "is 0: expected at least 1", |c| c.max_seq_len = 0),
             ("norm_eps", "is NaN: expected a number above 0", |c| c.norm_eps = f64::NAN),
             ("rope_theta", "is 0: expected a number above 0", |c| c.rope_theta = 0.0),
-            ("dim", "with the other sizes, the parameters cannot be counted", |c| {
+            ("dim", "and the other sizes give more parameters than can be counted", |c| {
                 c.ffn_dim = usize::MAX / 2;
             }),
             (

@@ -51,6 +51,16 @@ fn suggestion<'a>(word: &str, names: impl IntoIterator<Item = &'a str> + Clone) 
     })
 }
 
+/// What a field holds, told from its value in a flavor; `None` for those that are no single value.
+fn expected(flavor: &Value) -> Option<&'static str> {
+    match flavor {
+        Value::Bool(_) => Some("true or false"),
+        Value::Number(number) if number.is_u64() => Some("a whole number of at least 0"),
+        Value::Number(_) => Some("a number"),
+        _ => None,
+    }
+}
+
 fn parse(config: &Value) -> Result<LlamaConfig, ModelError> {
     LlamaConfig::deserialize_value(config)
         .map_err(|e| ModelError::new(format!("this is no config of a llama3 model: {e}")))
@@ -94,7 +104,13 @@ impl ModelFamily for Llama3 {
             one[name] = value.clone();
             match LlamaConfig::deserialize_value(&one) {
                 Ok(_) => drop(fields.insert(name.clone(), value.clone())),
-                Err(e) => problems.push(problem(&key, e.to_string(), None)),
+                Err(e) => {
+                    let message = match expected(&base[name]) {
+                        Some(expected) => format!("`{name}`: expected {expected}, found {value}"),
+                        None => format!("`{name}`: {e}"),
+                    };
+                    problems.push(problem(&key, message, None));
+                }
             }
         }
         if problems.is_empty() { Ok(Value::Object(fields)) } else { Err(problems) }
@@ -105,7 +121,10 @@ impl ModelFamily for Llama3 {
         let mut problems: Vec<FieldProblem> = config
             .validate()
             .into_iter()
-            .map(|p| problem(&format!("model.overrides.{}", p.field), p.message, None))
+            .map(|p| {
+                let key = format!("model.overrides.{}", p.field);
+                problem(&key, format!("`{}` {}", p.field, p.message), None)
+            })
             .collect();
         let build = self.attentions.get(attention);
         if build.is_none() {
