@@ -3,6 +3,7 @@
 mod accumulation;
 mod determinism;
 mod initial_hf;
+mod non_finite;
 mod precision;
 mod recomputation;
 mod resume;
