@@ -1,0 +1,4 @@
+//! The `burn-titan` binary as a user meets it: what it prints, what it leaves, its exit codes.
+
+mod broken;
+mod sandbox;
