@@ -1,6 +1,6 @@
 //! Tokens a second of reading, tokenizing, packing and batching the bundled corpus.
 //!
-//! `cargo bench -p burn-titan-core --bench data`
+//! `cargo bench --profile release --bench data`
 
 use std::path::Path;
 use std::time::Instant;
