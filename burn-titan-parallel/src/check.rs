@@ -33,6 +33,8 @@ struct State {
     kept: HashMap<(usize, usize), Kept>,
     /// How often each unit's gradients were reduced.
     reduced: Vec<usize>,
+    /// Whether any backward ran, so that an update must follow.
+    trains: bool,
     clipped: bool,
     stepped: bool,
 }
@@ -72,6 +74,14 @@ impl State {
             && *unit >= program.units
         {
             return Err(format!("the model has {} units", program.units));
+        }
+        if let Action::Forward { micro, .. } | Action::Backward { micro, .. } = action
+            && *micro >= program.micro_batches
+        {
+            return Err(format!("the step has {} micro-batches", program.micro_batches));
+        }
+        if self.stepped {
+            return Err("the optimizer has taken its step".into());
         }
         match *action {
             Action::Unshard { unit } if self.unsharded[unit] => {
@@ -126,6 +136,10 @@ impl State {
     }
 
     fn backward(&mut self, program: &Program, unit: usize, micro: usize) -> Result<(), String> {
+        if !self.unsharded[unit] {
+            return Err("the unit is not unsharded".into());
+        }
+        self.trains = true;
         match self.kept.get(&(unit, micro)) {
             Some(Kept::Graph) => {}
             Some(Kept::Input) => return Err("only the input was kept".into()),
@@ -160,11 +174,7 @@ impl State {
                 }
             }
         }
-        if self.clipped && !self.stepped {
-            Err("the optimizer took no step".into())
-        } else {
-            Ok(())
-        }
+        if self.trains && !self.stepped { Err("the optimizer took no step".into()) } else { Ok(()) }
     }
 }
 
@@ -200,6 +210,32 @@ mod tests {
             check(&swapped).unwrap_err().to_string(),
             "action 0 of the step, Forward(0, 0, Input): the unit is not unsharded"
         );
+        let refused = |change: &dyn Fn(&mut Vec<Action>)| {
+            let mut broken = good.clone();
+            change(&mut broken.actions);
+            check(&broken).unwrap_err().reason
+        };
+        let updates = [Action::ClipGradientNorm, Action::OptimizerStep];
+        assert_eq!(
+            refused(&|actions| actions.retain(|a| !updates.contains(a))),
+            "the optimizer took no step"
+        );
+        assert_eq!(
+            refused(&|actions| actions.push(Action::OptimizerStep)),
+            "the optimizer has taken its step"
+        );
+        assert_eq!(
+            refused(
+                &|actions| actions[1] = Action::Forward { unit: 0, micro: 2, keep: Keep::Graph }
+            ),
+            "the step has 2 micro-batches"
+        );
+        let early = Action::Reshard { unit: 2 };
+        let move_before_backward = |actions: &mut Vec<Action>| {
+            let at = actions.iter().position(|a| *a == early).unwrap();
+            actions.swap(at, at - 1);
+        };
+        assert_eq!(refused(&move_before_backward), "the unit is not unsharded");
         let mut twice = good.clone();
         let reduce = Action::ReduceGradients { unit: 0 };
         let at = twice.actions.iter().position(|a| *a == reduce).unwrap();

@@ -16,7 +16,7 @@ use burn::tensor::Tensor;
 #[backend_extension(Autodiff, Flex, Cube: cfg(feature = "cube"), Fusion: cfg(feature = "tuned"))]
 pub trait InjectOps: Backend {
     /// Returns `output`; in backward its gradient is `gradient`, whatever the seed.
-    #[cfg_attr(feature = "tuned", fusion(dtype = output, shape = output))]
+    #[fusion(dtype = output, shape = output)]
     fn inject_gradient(output: FloatTensor<Self>, gradient: FloatTensor<Self>)
     -> FloatTensor<Self>;
 }

@@ -82,22 +82,18 @@ impl Executor {
         optimizer: &mut Optimizer,
         rule: StepRule,
     ) -> Result<StepOutcome, NonFinite> {
-        let (losses, mut gradients) = {
-            let mut pass = Pass::new(self, contexts, valid_tokens);
-            program.actions.iter().for_each(|action| pass.run(action));
-            pass.finish()
-        };
+        let Self { model, parameters, device, compute, communicator } = self;
+        let machine = Machine { model, device, compute: *compute, communicator: &**communicator };
+        let mut pass = Pass::new(machine, contexts, valid_tokens);
         let mut outcome = StepOutcome { loss: 0.0, grad_norm: 0.0 };
         for action in &program.actions {
             match action {
-                Action::ClipGradientNorm => {
-                    outcome = self.measure(&losses, &gradients, contexts, valid_tokens)?;
-                }
+                Action::ClipGradientNorm => outcome = pass.measure(parameters)?,
                 Action::OptimizerStep => {
                     let scale = clip_factor(outcome.grad_norm, rule.max_grad_norm);
-                    optimizer.step(&mut self.parameters, &mut gradients, rule.lr_factor, scale);
+                    optimizer.step(parameters, pass.gradients(), rule.lr_factor, scale);
                 }
-                _ => {}
+                compute => pass.run(compute, parameters),
             }
         }
         Ok(outcome)
@@ -110,41 +106,48 @@ impl Executor {
         contexts: &[Context],
         valid_tokens: usize,
     ) -> GradientStore {
-        let mut pass = Pass::new(self, contexts, valid_tokens);
-        program.actions.iter().for_each(|action| pass.run(action));
-        pass.finish().1
+        let mut pass = Pass::new(self.machine(), contexts, valid_tokens);
+        let updates = |a: &&Action| !matches!(a, Action::ClipGradientNorm | Action::OptimizerStep);
+        let compute = program.actions.iter().filter(updates);
+        compute.for_each(|action| pass.run(action, &self.parameters));
+        std::mem::take(pass.gradients())
     }
 
     /// Runs forward only. The last unit gives what `context.head` asks for.
     pub fn forward(&self, context: &Context) -> Stream {
-        let mut pass = Pass::new(self, std::slice::from_ref(context), 1);
+        let mut pass = Pass::new(self.machine(), std::slice::from_ref(context), 1);
         let program = step::inference(self.model.units.len());
-        program.actions.iter().for_each(|action| pass.run(action));
+        program.actions.iter().for_each(|action| pass.run(action, &self.parameters));
         pass.into_output()
-    }
-
-    fn measure(
-        &self,
-        losses: &[f64],
-        gradients: &GradientStore,
-        contexts: &[Context],
-        valid_tokens: usize,
-    ) -> Result<StepOutcome, NonFinite> {
-        let loss = losses.iter().sum::<f64>() / valid_tokens.max(1) as f64;
-        if let Some(micro) = losses.iter().position(|l| !l.is_finite()) {
-            return Err(self.broken_loss(micro, &contexts[micro]));
-        }
-        let grad_norm = self.gradient_norm(gradients);
-        if !grad_norm.is_finite() {
-            return Err(self.broken_gradient(gradients));
-        }
-        Ok(StepOutcome { loss, grad_norm })
     }
 
     /// The global L2 norm of all gradients. Each parameter counts once.
     pub fn gradient_norm(&self, gradients: &GradientStore) -> f64 {
-        let sums = self
-            .parameters
+        self.machine().gradient_norm(&self.parameters, gradients)
+    }
+
+    fn machine(&self) -> Machine<'_> {
+        Machine {
+            model: &self.model,
+            device: &self.device,
+            compute: self.compute,
+            communicator: &*self.communicator,
+        }
+    }
+}
+
+/// What an action runs with, beside the parameters.
+#[derive(Clone, Copy)]
+struct Machine<'a> {
+    model: &'a Model,
+    device: &'a Device,
+    compute: DType,
+    communicator: &'a dyn Communicator,
+}
+
+impl Machine<'_> {
+    fn gradient_norm(&self, parameters: &ParameterStore, gradients: &GradientStore) -> f64 {
+        let sums = parameters
             .iter()
             .filter_map(|p| gradients.get(&p.spec.name))
             .map(burn_titan_kernels::sum_of_squares);

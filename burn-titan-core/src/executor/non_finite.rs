@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Tensor};
 use thiserror::Error;
 
-use super::{Executor, GradientStore, on_host, scalar};
+use super::{GradientStore, Machine, ParameterStore, on_host, scalar};
 use crate::model::{Context, Stream};
 
 /// What is not finite in a step, and where it began.
@@ -44,13 +44,18 @@ impl NonFinite {
     }
 }
 
-impl Executor {
+impl Machine<'_> {
     /// Runs the micro-batch again, unit by unit, to find the first output that is not finite.
-    pub(super) fn broken_loss(&self, micro: usize, context: &Context) -> NonFinite {
+    pub(super) fn broken_loss(
+        &self,
+        parameters: &ParameterStore,
+        micro: usize,
+        context: &Context,
+    ) -> NonFinite {
         let mut stream = Stream::Tokens(context.tokens.clone());
         for unit in &self.model.units {
             let full = unit.with_parameters(false, &mut |name| {
-                self.parameters
+                parameters
                     .get(name)
                     .expect("a unit's parameter is stored")
                     .value()

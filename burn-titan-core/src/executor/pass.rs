@@ -6,7 +6,7 @@ use burn::tensor::{DType, Tensor};
 use burn_titan_kernels::inject_gradient;
 use burn_titan_parallel::{Action, Keep};
 
-use super::{Executor, GradientStore, scalar};
+use super::{GradientStore, Machine, NonFinite, ParameterStore, StepOutcome, scalar};
 use crate::model::{Context, Stream, Unit};
 
 /// A unit with its full parameters in the compute dtype.
@@ -24,9 +24,11 @@ enum Kept {
 }
 
 pub(super) struct Pass<'a> {
-    executor: &'a Executor,
+    machine: Machine<'a>,
     contexts: &'a [Context],
     valid_tokens: usize,
+    /// The first unit that has each parameter: the last of the backward to add to its gradient.
+    owner: HashMap<String, usize>,
     unsharded: Vec<Option<Unsharded>>,
     kept: HashMap<(usize, usize), Kept>,
     /// Output of the last unit that ran, by micro-batch.
@@ -38,16 +40,19 @@ pub(super) struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    pub(super) fn new(
-        executor: &'a Executor,
-        contexts: &'a [Context],
-        valid_tokens: usize,
-    ) -> Self {
+    pub(super) fn new(machine: Machine<'a>, contexts: &'a [Context], valid_tokens: usize) -> Self {
+        let mut owner = HashMap::new();
+        for (i, unit) in machine.model.units.iter().enumerate() {
+            for spec in unit.parameters() {
+                owner.entry(spec.name).or_insert(i);
+            }
+        }
         Self {
-            executor,
+            machine,
             contexts,
             valid_tokens,
-            unsharded: executor.model.units.iter().map(|_| None).collect(),
+            owner,
+            unsharded: machine.model.units.iter().map(|_| None).collect(),
             kept: HashMap::new(),
             flow: contexts.iter().map(|c| Some(Stream::Tokens(c.tokens.clone()))).collect(),
             input_gradient: contexts.iter().map(|_| None).collect(),
@@ -56,27 +61,30 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Runs an action; updates of the parameters are not a pass's and do nothing here.
+    /// Runs an action that computes.
     ///
     /// # Panics
-    /// If the program was not checked: something is not there.
-    pub(super) fn run(&mut self, action: &Action) {
+    /// If the program was not checked: something is not there. Also for an action that measures or
+    /// updates, which is the caller's.
+    pub(super) fn run(&mut self, action: &Action, parameters: &ParameterStore) {
         match *action {
-            Action::Unshard { unit } => self.unshard(unit),
+            Action::Unshard { unit } => self.unshard(unit, parameters),
             Action::Forward { unit, micro, keep } => self.forward(unit, micro, keep),
             Action::Backward { unit, micro } => self.backward(unit, micro),
             Action::Reshard { unit } => self.unsharded[unit] = None,
             Action::ReduceGradients { unit } => self.reduce_gradients(unit),
-            Action::ClipGradientNorm | Action::OptimizerStep => {}
+            Action::ClipGradientNorm | Action::OptimizerStep => {
+                unreachable!("{action} is not computed by a pass")
+            }
         }
     }
 
-    fn unshard(&mut self, unit: usize) {
-        let Executor { model, parameters, communicator, compute, .. } = self.executor;
+    fn unshard(&mut self, unit: usize, parameters: &ParameterStore) {
+        let Machine { model, communicator, compute, .. } = self.machine;
         let mut full = HashMap::new();
         for spec in model.units[unit].parameters() {
             let shard = parameters.get(&spec.name).expect("a unit's parameter is stored").value();
-            let whole = communicator.all_gather(shard.cast(*compute), &[spec.elements()]).wait();
+            let whole = communicator.all_gather(shard.cast(compute), &[spec.elements()]).wait();
             full.insert(spec.name, whole);
         }
         let mut value = |name: &str| full[name].clone();
@@ -120,7 +128,7 @@ impl<'a> Pass<'a> {
         let mut gradients = match output {
             Stream::Loss(loss) => {
                 let share = 1.0 / self.valid_tokens.max(1) as f64;
-                let seed = Tensor::<1>::full([1], share, &self.executor.device).cast(DType::F32);
+                let seed = Tensor::<1>::full([1], share, self.machine.device).cast(DType::F32);
                 inject_gradient(loss, seed).backward()
             }
             Stream::Hidden(hidden) => {
@@ -138,8 +146,12 @@ impl<'a> Pass<'a> {
     }
 
     fn reduce_gradients(&mut self, unit: usize) {
-        let Executor { model, communicator, .. } = self.executor;
+        let Machine { model, communicator, .. } = self.machine;
         for spec in model.units[unit].parameters() {
+            // A tied parameter's gradient is whole, and reduced, only at the unit that owns it.
+            if self.owner[&spec.name] != unit {
+                continue;
+            }
             if let Some(gradient) = self.gradients.take(&spec.name) {
                 let shard = communicator.reduce_scatter(gradient, &[spec.elements()]).wait();
                 self.gradients.put(&spec.name, shard);
@@ -147,10 +159,24 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// The summed loss of each micro-batch in nats, and the gradients.
-    pub(super) fn finish(self) -> (Vec<f64>, GradientStore) {
-        let losses = self.losses.into_iter().map(|loss| loss.map_or(0.0, scalar)).collect();
-        (losses, self.gradients)
+    /// The step's loss and the global norm of its gradients.
+    pub(super) fn measure(&self, parameters: &ParameterStore) -> Result<StepOutcome, NonFinite> {
+        let loss_of = |loss: &Option<Tensor<1>>| loss.clone().map_or(0.0, scalar);
+        let losses: Vec<f64> = self.losses.iter().map(loss_of).collect();
+        if let Some(micro) = losses.iter().position(|loss| !loss.is_finite()) {
+            return Err(self.machine.broken_loss(parameters, micro, &self.contexts[micro]));
+        }
+        let grad_norm = self.machine.gradient_norm(parameters, &self.gradients);
+        if !grad_norm.is_finite() {
+            return Err(self.machine.broken_gradient(&self.gradients));
+        }
+        let loss = losses.iter().sum::<f64>() / self.valid_tokens.max(1) as f64;
+        Ok(StepOutcome { loss, grad_norm })
+    }
+
+    /// The gradients so far.
+    pub(super) fn gradients(&mut self) -> &mut GradientStore {
+        &mut self.gradients
     }
 
     /// The output of the last unit, of the only micro-batch.

@@ -2,7 +2,7 @@
 
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::{Flex, TensorMetadata};
-use burn::tensor::{DType, Shape};
+use burn::tensor::{DType, FloatDType, Shape};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
@@ -24,6 +24,7 @@ pub(super) fn forward(
     let targets = int_values(targets);
     let mut loss = 0.0_f64;
     let mut d_hidden = Vec::new();
+    // Summed in f32, whatever the dtype of the weight.
     let mut d_weight: Option<FlexTensor> = None;
     for start in (0..tokens).step_by(CHUNK) {
         let rows = CHUNK.min(tokens - start);
@@ -34,6 +35,7 @@ pub(super) fn forward(
         if let Some(d_logits) = d_logits {
             d_hidden.push(Flex::float_matmul(d_logits.clone(), weight.transpose(0, 1)));
             let part = Flex::float_matmul(chunk.transpose(0, 1), d_logits);
+            let part = Flex::float_cast(part, FloatDType::F32);
             d_weight = Some(match d_weight {
                 Some(sum) => Flex::float_add(sum, part),
                 None => part,
@@ -41,7 +43,9 @@ pub(super) fn forward(
         }
     }
     let gradients = keep.then(|| match d_weight {
-        Some(d_weight) => (Flex::float_cat(d_hidden, 0), d_weight),
+        Some(d_weight) => {
+            (Flex::float_cat(d_hidden, 0), Flex::float_cast(d_weight, weight.dtype().into()))
+        }
         None => (
             FlexTensor::zeros(Shape::new([tokens, dim]), hidden.dtype()),
             FlexTensor::zeros(weight.shape(), weight.dtype()),
