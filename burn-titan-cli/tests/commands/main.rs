@@ -1,4 +1,7 @@
 //! The `burn-titan` binary as a user meets it: what it prints, what it leaves, its exit codes.
 
 mod broken;
+mod convert;
+mod generate;
 mod sandbox;
+mod train;
