@@ -40,26 +40,29 @@ data: {train: [{path: HERE/tokens.bin}]}
 training: {steps: 2, seq_len: 256, local_batch_size: 8}
 lr_scheduler: {warmup_steps: 0}
 checkpoint: {enable: false}
-metrics: {tensorboard: false, peak_tflops: 1}
+metrics: {tensorboard: false, peak_tflops: 1, log_interval: 1000}
 ";
 
 /// Bytes that a run had in use at its peak, above those before it.
-fn peak_of(mode: &str) -> usize {
+fn peak_of(mode: &str, steps: usize) -> usize {
     let run = Run::new(DEEP);
     run.write("tokens.bin", &random_tokens(1, 40_009, ODD_VOCABULARY));
     let before = IN_USE.load(Relaxed);
     PEAK.store(before, Relaxed);
-    run.train(&[&format!("activation_checkpoint.mode={mode}")]);
+    run.train(&[&format!("activation_checkpoint.mode={mode}"), &format!("training.steps={steps}")]);
     PEAK.load(Relaxed) - before
 }
 
 #[test]
-fn full_recomputation_holds_less_memory() {
+fn full_recomputation_holds_less_memory_and_no_step_leaves_any() {
     // What is made once for the process is counted for neither.
-    peak_of("full");
-    let [none, full] = ["none", "full"].map(peak_of);
+    peak_of("full", 2);
+    let [none, full] = ["none", "full"].map(|mode| peak_of(mode, 2));
+    let longer = peak_of("full", 12);
     let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
     let ratio = full as f64 / none as f64;
     println!("none {:.1} MiB, full {:.1} MiB: {ratio:.2}", mib(none), mib(full));
+    println!("full over 12 steps {:.1} MiB", mib(longer));
     assert!(ratio < 0.5, "none {none} bytes, full {full} bytes");
+    assert!(mib(longer) < mib(full) + 1.0, "2 steps {full} bytes, 12 steps {longer} bytes");
 }

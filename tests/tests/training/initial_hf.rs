@@ -13,7 +13,7 @@ training: {steps: 50, seq_len: 64, local_batch_size: 4, max_grad_norm: 0}
 optimizer: {name: adamw, lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1}
 lr_scheduler: {warmup_steps: 0, decay_ratio: 0}
 checkpoint: {enable: false}
-metrics: {tensorboard: false, peak_tflops: 1}
+metrics: {tensorboard: false, peak_tflops: 1, log_interval: 1000}
 ";
 
 /// The stored tokens, `[50, 4, 65]`: 200 rows of 65.

@@ -7,3 +7,4 @@ mod non_finite;
 mod precision;
 mod recomputation;
 mod resume;
+mod shapes;

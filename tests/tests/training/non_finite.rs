@@ -15,7 +15,7 @@ data: {train: [{path: HERE/tokens.bin}], pack: false, shuffle: false}
 training: {steps: 8, seq_len: 16, local_batch_size: 2}
 lr_scheduler: {warmup_steps: 0, decay_ratio: 0}
 checkpoint: {interval: 1, keep_latest_k: 0}
-metrics: {tensorboard: false, peak_tflops: 1}
+metrics: {tensorboard: false, peak_tflops: 1, log_interval: 1000}
 ";
 
 /// A run from weights in which the embedding of [`POISON`] is `value`; that token is only in the fourth
