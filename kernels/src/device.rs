@@ -127,19 +127,67 @@ pub fn wgpu() -> Result<Device, DeviceError> {
 /// The first NVIDIA GPU.
 ///
 /// # Errors
-/// If the build has no CUDA, or the machine no driver.
+/// If the machine has no driver, no GPU that the driver can use, or no NVRTC to compile kernels.
 #[cfg(feature = "cuda")]
 pub fn cuda() -> Result<Device, DeviceError> {
-    // CubeCL panics where the driver is missing, so it is looked for first.
-    // SAFETY: loading the driver's library runs its initialisers, as every CUDA program does.
-    if unsafe { libloading::Library::new("libcuda.so.1") }.is_err() {
-        return Err(DeviceError(
-            "the CUDA driver (libcuda.so.1) was not found: install NVIDIA's driver, or use the \
-             device `flex`"
-                .into(),
-        ));
-    }
+    // CubeCL panics where one of these is missing, so they are looked for first.
+    cuda_probe::driver()?;
+    cuda_probe::compiler()?;
     Ok(Device::cuda(0_usize))
+}
+
+#[cfg(feature = "cuda")]
+mod cuda_probe {
+    use libloading::Library;
+
+    use super::DeviceError;
+
+    const DRIVER: &str = if cfg!(windows) { "nvcuda.dll" } else { "libcuda.so.1" };
+
+    /// Whether the driver is there and counts a GPU.
+    pub(super) fn driver() -> Result<(), DeviceError> {
+        let missing = |what: &str| {
+            DeviceError(format!(
+                "{what}: install NVIDIA's driver (`nvidia-smi` shows whether it works), or train \
+                 with training.device=flex"
+            ))
+        };
+        // SAFETY: the driver's library is loaded as every CUDA program loads it, and both functions
+        // have had these signatures since CUDA 2.
+        unsafe {
+            let library = Library::new(DRIVER)
+                .map_err(|_| missing(&format!("the CUDA driver ({DRIVER}) was not found")))?;
+            let call = |code: i32, what: &str| match code {
+                0 => Ok(()),
+                code => Err(missing(&format!("{what} failed with CUDA error {code}"))),
+            };
+            let init = library.get::<unsafe extern "C" fn(u32) -> i32>(b"cuInit\0");
+            let init = init.map_err(|_| missing("the CUDA driver is broken (no cuInit)"))?;
+            call(init(0), "starting the CUDA driver")?;
+            let count = library.get::<unsafe extern "C" fn(*mut i32) -> i32>(b"cuDeviceGetCount\0");
+            let count = count.map_err(|_| missing("the CUDA driver is broken"))?;
+            let mut gpus = 0;
+            call(count(&mut gpus), "counting the GPUs")?;
+            if gpus < 1 { Err(missing("the CUDA driver sees no GPU")) } else { Ok(()) }
+        }
+    }
+
+    /// Whether NVRTC, which compiles the kernels, is there.
+    pub(super) fn compiler() -> Result<(), DeviceError> {
+        if cfg!(windows) {
+            return Ok(()); // Its name there holds the version; CubeCL looks for it itself.
+        }
+        let names = ["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2"];
+        // SAFETY: loading NVRTC runs nothing but its initialisers.
+        if names.iter().any(|name| unsafe { Library::new(name) }.is_ok()) {
+            return Ok(());
+        }
+        Err(DeviceError(
+            "NVRTC (libnvrtc.so), which compiles the kernels, was not found: install the CUDA \
+             toolkit of your driver, or train with training.device=flex"
+                .into(),
+        ))
+    }
 }
 
 /// The first NVIDIA GPU.
