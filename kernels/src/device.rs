@@ -148,8 +148,8 @@ mod cuda_probe {
     pub(super) fn driver() -> Result<(), DeviceError> {
         let missing = |what: &str| {
             DeviceError(format!(
-                "{what}: install NVIDIA's driver (`nvidia-smi` shows whether it works), or train \
-                 with training.device=flex"
+                "{what}: install NVIDIA's driver (`nvidia-smi` shows whether it works), or use the \
+                 device `flex`"
             ))
         };
         // SAFETY: the driver's library is loaded as every CUDA program loads it, and both functions
@@ -184,7 +184,7 @@ mod cuda_probe {
         }
         Err(DeviceError(
             "NVRTC (libnvrtc.so), which compiles the kernels, was not found: install the CUDA \
-             toolkit of your driver, or train with training.device=flex"
+             toolkit of your driver, or use the device `flex`"
                 .into(),
         ))
     }

@@ -1,6 +1,7 @@
 //! Whole training runs on flex, through the library.
 
 mod accumulation;
+mod custom_attention;
 mod determinism;
 mod initial_hf;
 mod non_finite;

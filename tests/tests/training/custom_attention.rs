@@ -1,0 +1,76 @@
+//! A user's own attention: a plain Burn module, registered under a name.
+
+use burn::module::Module;
+use burn::nn::{Linear, LinearConfig};
+use burn::tensor::activation::softmax;
+use burn::tensor::{Bool, Device, Int, Tensor};
+use burn_titan_core::model::Context;
+use burn_titan_core::trainer::{prepare, train};
+use burn_titan_models::{Attention, AttentionConfig, Llama3, registry};
+use burn_titan_tests::runs::{Run, SMALL};
+
+/// One head over the last `window` tokens of the document, by plain tensor operations.
+#[derive(Module, Debug)]
+struct WindowAttention {
+    query_key_value: Linear,
+    output: Linear,
+    window: usize,
+}
+
+impl Attention for WindowAttention {
+    fn new(config: &AttentionConfig, device: &Device) -> Self {
+        let linear = |from, to| LinearConfig::new(from, to).with_bias(true).init(device);
+        Self {
+            query_key_value: linear(config.dim, 3 * config.head_dim),
+            output: linear(config.head_dim, config.dim),
+            window: 8,
+        }
+    }
+
+    fn forward(&self, x: Tensor<3>, context: &Context) -> Tensor<3> {
+        let [query, key, value]: [Tensor<3>; 3] =
+            self.query_key_value.forward(x).chunk(3, 2).try_into().expect("three parts");
+        let [_, _, head_dim] = query.dims();
+        let scores = query.matmul(key.swap_dims(1, 2)) / (head_dim as f64).sqrt();
+        let scores = scores.mask_fill(self.hidden(context.first_key.clone()), -1e9);
+        self.output.forward(softmax(scores, 2).matmul(value))
+    }
+}
+
+impl WindowAttention {
+    /// `[batch, seq, seq]`: true where a query (dim 1) must not see a key (dim 2).
+    fn hidden(&self, first_key: Tensor<2, Int>) -> Tensor<3, Bool> {
+        let [batch, seq] = first_key.dims();
+        let index = Tensor::<1, Int>::arange(0..seq as i64, &first_key.device());
+        let query = index.clone().reshape([1, seq, 1]).expand([batch, seq, seq]);
+        let key = index.reshape([1, 1, seq]).expand([batch, seq, seq]);
+        let first = first_key.reshape([batch, seq, 1]).expand([batch, seq, seq]);
+        let late = key.clone().greater(query.clone());
+        let early = key.clone().lower_equal(query - self.window as i64);
+        late.bool_or(early).bool_or(key.lower(first))
+    }
+}
+
+#[test]
+fn trains_resumes_and_has_initial_values_of_its_own() {
+    let run = Run::new(SMALL);
+    let registry = registry().with(Llama3::default().with_attention::<WindowAttention>("window"));
+    let steps = |words: &[&str]| {
+        let words: Vec<String> = words.iter().map(ToString::to_string).collect();
+        train(prepare(&run.path("run.yaml"), &words, &registry).unwrap(), &registry).unwrap()
+    };
+    let window = ["model.attention=window", "optimizer.lr=3e-3"];
+    assert_eq!(steps(&window).steps, 20);
+    let losses = run.losses();
+    assert!(losses[19] < losses[0] - 0.5, "{losses:?}");
+
+    // It resumes from its own checkpoint, bitwise.
+    let straight = run.curve();
+    std::fs::remove_dir_all(run.path("out/checkpoint/step-00000020")).unwrap();
+    steps(&window);
+    assert_eq!(run.curve(), straight);
+
+    // Without the registration the name is unknown.
+    let refused = run.refusal(&window);
+    assert!(refused.contains("no attention module is registered as `window`"), "{refused}");
+}
