@@ -4,7 +4,7 @@
 //! - [`tiny`]: the golden Llama on the executor, and micro-batches made by hand;
 //! - [`numbers`]: seeded noise, tensors from slices and back, comparisons;
 //! - [`runs`]: small training runs in temporary folders, and what they left;
-//! - [`reference`]: the kernels' mathematics in f64, plain loops, and derivatives by differences.
+//! - [`mod@reference`]: the kernels' mathematics in f64, plain loops, and derivatives by differences.
 
 pub mod golden;
 pub mod numbers;
