@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use burn_titan_core::config::{SourceFormat, TokenDtype};
 use clap::{Args, Parser, Subcommand};
 
 /// Trains large generative models in pure Rust.
@@ -116,6 +117,15 @@ pub struct EvalArguments {
         conflicts_with = "token_ids"
     )]
     pub data: Option<PathBuf>,
+    /// auto, jsonl, text or tokens; otherwise the ending of the file's name says it
+    #[arg(long, requires = "data", value_parser = source_format)]
+    pub format: Option<SourceFormat>,
+    /// Key of a JSONL line that holds the text, if it is not the one of the run's data
+    #[arg(long, value_name = "KEY", requires = "data")]
+    pub text_key: Option<String>,
+    /// u16 or u32, for a .bin file, if it is not as wide as the run's data
+    #[arg(long, requires = "data", value_parser = token_dtype)]
+    pub token_dtype: Option<TokenDtype>,
     /// A JSON list of lists of token ids, one sequence each; the loss is over all next tokens
     #[arg(long, value_name = "FILE")]
     pub token_ids: Option<PathBuf>,
@@ -164,4 +174,12 @@ pub enum TokenizerCommand {
         #[arg(required = true)]
         inputs: Vec<PathBuf>,
     },
+}
+
+fn source_format(word: &str) -> Result<SourceFormat, String> {
+    serde_json::from_value(word.into()).map_err(|error| error.to_string())
+}
+
+fn token_dtype(word: &str) -> Result<TokenDtype, String> {
+    serde_json::from_value(word.into()).map_err(|error| error.to_string())
 }

@@ -1,7 +1,7 @@
 //! `eval`.
 
 use burn_titan_core::checkpoint::{CheckpointError, write_tensor_file};
-use burn_titan_core::inference::eval::{EvalData, evaluate as run};
+use burn_titan_core::inference::eval::{EvalData, Reading, evaluate as run};
 use burn_titan_core::model::Registry;
 use burn_titan_core::trainer::TrainError;
 
@@ -12,7 +12,14 @@ use crate::output;
 pub fn evaluate(registry: &Registry, arguments: &EvalArguments) -> Result<(), TrainError> {
     let data = match (&arguments.token_ids, &arguments.data) {
         (Some(path), _) => EvalData::TokenIds(path),
-        (None, Some(path)) => EvalData::File { path, tokenizer: arguments.tokenizer.as_deref() },
+        (None, Some(path)) => {
+            let reading = Reading {
+                format: arguments.format,
+                text_key: arguments.text_key.clone(),
+                token_dtype: arguments.token_dtype,
+            };
+            EvalData::File { path, reading, tokenizer: arguments.tokenizer.as_deref() }
+        }
         (None, None) => {
             return Err(TrainError::File {
                 path: "eval".into(),

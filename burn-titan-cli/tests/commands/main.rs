@@ -3,5 +3,6 @@
 mod broken;
 mod convert;
 mod generate;
+mod models;
 mod sandbox;
 mod train;

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{DEFAULT_SEQ_LEN, LoadedModel};
 use crate::checkpoint::HostTensor;
-use crate::config::{DataConfig, SourceConfig};
+use crate::config::{DataConfig, SourceConfig, SourceFormat, TokenDtype};
 use crate::data::{Batch, DataError, IGNORE, Loader, LoaderOptions, StreamOptions};
 use crate::model::{Context, HeadOutput, Stream};
 use crate::trainer::{TrainError, loss_of};
@@ -29,11 +29,42 @@ pub enum EvalData<'a> {
     File {
         /// The file.
         path: &'a Path,
+        /// How it is read, where that differs from the run's own data.
+        reading: Reading,
         /// The tokenizer; `None` for the one of the model.
         tokenizer: Option<&'a Path>,
     },
     /// A JSON file: a list of lists of token ids, one sequence each; the loss is over all next tokens.
     TokenIds(&'a Path),
+}
+
+/// How a file is read. Where nothing is said, the width of tokens and the key of the text are those of
+/// the run's first source of validation, or else of training.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Reading {
+    /// The format; `None` for what the ending of the name says.
+    pub format: Option<SourceFormat>,
+    /// Key of a JSONL line that holds the text.
+    pub text_key: Option<String>,
+    /// Width of the integers in a `.bin` file.
+    pub token_dtype: Option<TokenDtype>,
+}
+
+impl Reading {
+    /// The source of `path`, for a model that was trained on `data`.
+    fn source(&self, path: &Path, data: &DataConfig) -> SourceConfig {
+        let mut source = SourceConfig::of_path(PathBuf::from(path));
+        if let Some(run) = data.validation.first().or_else(|| data.train.first()) {
+            source.text_key.clone_from(&run.text_key);
+            source.token_dtype = run.token_dtype;
+        }
+        source.format = self.format.unwrap_or(source.format);
+        source.token_dtype = self.token_dtype.unwrap_or(source.token_dtype);
+        if let Some(key) = &self.text_key {
+            source.text_key.clone_from(key);
+        }
+        source
+    }
 }
 
 /// Measures a model. Logits, if asked for, are one f32 tensor a sequence, `logits.0` on, `[seq,
@@ -53,15 +84,9 @@ pub fn evaluate(
                 sum.add(&whole_sequence(&sequence))?;
             }
         }
-        EvalData::File { path, tokenizer } => {
-            let options = loader_options(model, path, *tokenizer)?;
-            let mut loader = Loader::spawn(options).map_err(|error| match error {
-                DataError::TokenizerNeeded { path } => TrainError::File {
-                    path: path.display().to_string(),
-                    cause: "text needs a tokenizer: name its tokenizer.json by --tokenizer".into(),
-                },
-                other => other.into(),
-            })?;
+        EvalData::File { path, reading, tokenizer } => {
+            let options = loader_options(model, path, reading, *tokenizer)?;
+            let mut loader = Loader::spawn(options).map_err(by_options)?;
             while let Some(batch) = loader.next()? {
                 sum.add(&batch)?;
             }
@@ -167,14 +192,31 @@ pub(super) fn whole_sequence(tokens: &[u32]) -> Batch {
     }
 }
 
+/// An error of the data whose remedy is an option here, not a key of a config.
+fn by_options(error: DataError) -> TrainError {
+    let (path, cause) = match error {
+        DataError::TokenizerNeeded { path } => {
+            (path, "text needs a tokenizer: name its tokenizer.json by --tokenizer")
+        }
+        DataError::UnknownFormat { path } => (
+            path,
+            "cannot tell the format from the name: give --format jsonl, --format text or --format \
+             tokens",
+        ),
+        other => return other.into(),
+    };
+    TrainError::File { path: path.display().to_string(), cause: cause.into() }
+}
+
 fn loader_options(
     model: &LoadedModel,
     path: &Path,
+    reading: &Reading,
     tokenizer: Option<&Path>,
 ) -> Result<LoaderOptions, TrainError> {
     let run = model.config.as_ref();
     let mut data = run.map_or_else(DataConfig::default, |config| config.data.clone());
-    data.validation = vec![SourceConfig::of_path(PathBuf::from(path))];
+    data.validation = vec![reading.source(path, &data)];
     data.tokenizer = tokenizer.map(PathBuf::from).or_else(|| model.tokenizer.clone());
     let spec = model.executor.model();
     let seq_len = run.map_or(DEFAULT_SEQ_LEN, |c| c.training.seq_len).min(spec.max_seq_len);
