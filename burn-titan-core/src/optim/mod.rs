@@ -230,7 +230,8 @@ impl Optimizer {
         self.updates
     }
 
-    /// The state as host tensors, named `<parameter>.<state>`.
+    /// The state as host tensors, named `<parameter>.<state>`. A parameter that never had a gradient
+    /// has none.
     ///
     /// # Errors
     /// If a tensor's size and shape disagree: a fault of the program.
@@ -238,7 +239,7 @@ impl Optimizer {
         let mut out = Vec::new();
         for spec in parameters {
             let mut add = |state: &str, value: &Tensor<1>| {
-                let name = format!("{}.{state}", spec.name);
+                let name = state_name(spec, state);
                 out.push(HostTensor::from_f32(name, &spec.shape, &on_host(value.clone()))?);
                 Ok(())
             };
@@ -254,26 +255,28 @@ impl Optimizer {
         Ok(out)
     }
 
-    /// Restores the state after `updates` updates; `read(name, spec)` gives a tensor of
-    /// [`Optimizer::to_host`]. Parameters get the state that their optimizer needs.
+    /// Restores the state after `updates` updates. `has(name)` tells whether there is a tensor of that
+    /// name of [`Optimizer::to_host`], `read(name, spec)` gives it. A parameter without any state starts
+    /// with none, as one that never had a gradient; of any other, all that its optimizer needs is read.
     ///
     /// # Errors
-    /// What `read` returns.
+    /// What `read` returns, for what is missing too: the state is of another optimizer.
     pub fn restore<E: From<TensorError>>(
         &mut self,
         updates: u64,
         parameters: &[ParameterSpec],
         device: &Device,
+        has: impl Fn(&str) -> bool,
         mut read: impl FnMut(&str, &ParameterSpec) -> Result<HostTensor, E>,
     ) -> Result<(), E> {
         self.updates = updates;
         self.states.clear();
-        if updates == 0 {
-            return Ok(());
-        }
         for spec in parameters {
+            if !STATES.iter().any(|state| has(&state_name(spec, state))) {
+                continue;
+            }
             let mut value = |state: &str| -> Result<Tensor<1>, E> {
-                let tensor = read(&format!("{}.{state}", spec.name), spec)?;
+                let tensor = read(&state_name(spec, state), spec)?;
                 Ok(on_device(tensor.to_f32()?, device))
             };
             let state = match self.rules[&spec.name].kind {
@@ -286,4 +289,11 @@ impl Optimizer {
         }
         Ok(())
     }
+}
+
+/// The states of all optimizers.
+const STATES: [&str; 3] = ["exp_avg", "exp_avg_sq", "momentum"];
+
+fn state_name(spec: &ParameterSpec, state: &str) -> String {
+    format!("{}.{state}", spec.name)
 }

@@ -1,5 +1,6 @@
 //! What a checkpoint of a run holds, and how it goes in and out.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
@@ -72,7 +73,9 @@ pub(super) fn load(
     let parameters = ParameterStore::read(model, device, |spec| {
         checkpoint.tensor_of(&spec.name, HostDtype::F32, &spec.shape).map_err(TrainError::from)
     })?;
-    optimizer.restore(state.updates, &model.parameters(), device, |name, spec| {
+    let saved: HashSet<&str> = checkpoint.optimizer_tensors().map(|entry| entry.name).collect();
+    let has = |name: &str| saved.contains(name);
+    optimizer.restore(state.updates, &model.parameters(), device, has, |name, spec| {
         checkpoint.tensor_of(name, HostDtype::F32, &spec.shape).map_err(|error| match error {
             CheckpointError::MissingTensor { path, name, .. } => {
                 TrainError::OtherOptimizer { checkpoint: path.display().to_string(), state: name }

@@ -2,7 +2,13 @@
 
 use std::fs::{self, File};
 
-use burn_titan_tests::runs::{ODD_VOCABULARY, Run, SMALL, random_tokens};
+use burn::module::Module;
+use burn::nn::{Linear, LinearConfig};
+use burn::tensor::{Device, Tensor};
+use burn_titan_core::model::{Context, Registry};
+use burn_titan_core::trainer::{prepare, train};
+use burn_titan_models::{Attention, AttentionConfig, FusedAttention, Llama3};
+use burn_titan_tests::runs::{ODD_VOCABULARY, Run, SMALL, random_tokens, tensor_file};
 
 const MUON: [&str; 3] = [
     "optimizer.name=muon",
@@ -133,4 +139,43 @@ fn another_run_is_refused() {
     run.write("tokens.bin", &tokens);
     run.train(&["training.steps=20"]);
     assert_eq!(run.curve().len(), 20);
+}
+
+/// Attention with a parameter that takes no part in it, and so never has a gradient.
+#[derive(Module, Debug)]
+struct Idle {
+    attention: FusedAttention,
+    idle: Linear,
+}
+
+impl Attention for Idle {
+    fn new(config: &AttentionConfig, device: &Device) -> Self {
+        let idle = LinearConfig::new(3, 5).with_bias(false).init(device);
+        Self { attention: FusedAttention::new(config, device), idle }
+    }
+
+    fn forward(&self, x: Tensor<3>, context: &Context) -> Tensor<3> {
+        self.attention.forward(x, context)
+    }
+}
+
+#[test]
+fn a_parameter_without_a_gradient_resumes() {
+    let registry = Registry::default().with(Llama3::default().with_attention::<Idle>("idle"));
+    let [straight, resumed] = [Run::odd(), Run::odd()];
+    let run = |run: &Run| {
+        let words = ["model.attention=idle".into()];
+        let prepared = prepare(&run.path("run.yaml"), &words, &registry).expect("a sound config");
+        train(prepared, &registry).unwrap_or_else(|error| panic!("{error}"));
+    };
+    run(&straight);
+    resumed.continue_from(&straight, 10);
+    run(&resumed);
+    assert_eq!(resumed.curve(), straight.curve());
+    let names = |file: &str| {
+        let path = straight.path(&format!("out/checkpoint/step-00000020/{file}"));
+        let file = tensor_file(&path);
+        file.names().filter(|name| name.contains("idle")).count()
+    };
+    assert_eq!([names("model.safetensors"), names("optimizer.safetensors")], [2, 0]);
 }
