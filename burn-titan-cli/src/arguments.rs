@@ -95,7 +95,7 @@ pub struct GenerateArguments {
     /// Seed of the sampling
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// tokenizer.json, if it is not where the run had it
+    /// tokenizer.json, if it is not the one in the checkpoint or the folder
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
     /// flex, wgpu or cuda
@@ -132,7 +132,7 @@ pub struct EvalArguments {
     /// Write the logits to this safetensors file
     #[arg(long, value_name = "OUT")]
     pub logits: Option<PathBuf>,
-    /// tokenizer.json, if it is not where the run had it
+    /// tokenizer.json, if it is not the one in the checkpoint or the folder
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
     /// flex, wgpu or cuda
@@ -156,6 +156,9 @@ pub enum Convert {
         checkpoint: PathBuf,
         /// Folder to make
         out: PathBuf,
+        /// tokenizer.json to put there, if it is not the one in the checkpoint
+        #[arg(long, value_name = "FILE")]
+        tokenizer: Option<PathBuf>,
     },
 }
 

@@ -59,8 +59,8 @@ fn run(registry: &Registry, command: Command) -> Result<(), TrainError> {
         Command::Convert(Convert::FromHf { folder, out }) => {
             convert::from_hf(&folder, &out, registry)
         }
-        Command::Convert(Convert::ToHf { checkpoint, out }) => {
-            convert::to_hf(&checkpoint, &out, registry)
+        Command::Convert(Convert::ToHf { checkpoint, out, tokenizer }) => {
+            convert::to_hf(&checkpoint, &out, tokenizer.as_deref(), registry)
         }
         Command::Tokenizer(TokenizerCommand::Train { vocab_size, out, inputs }) => {
             let tokenizer = burn_titan_core::data::tokenizer::train(vocab_size, &inputs, &out)?;

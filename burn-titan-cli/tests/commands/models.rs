@@ -1,8 +1,11 @@
 //! Trained models in use: `eval`, `generate` and `convert`.
 
+use std::fs;
+
+use burn_titan_core::checkpoint::{HostTensor, TensorFile, write_tensor_file};
 use serde_json::Value;
 
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, copy, repository};
 
 /// What `eval` prints.
 fn eval(sandbox: &Sandbox, arguments: &[&str]) -> Value {
@@ -22,7 +25,13 @@ fn eval_reads_a_file_as_the_run_did() {
     sandbox.write("bodies.jsonl", texts.concat().as_bytes());
     sandbox.write("texts.jsonl", texts.concat().replace("body", "text").as_bytes());
     let source = "data.train=[{path: wide.bin, token_dtype: u32, text_key: body}]";
-    sandbox.succeed(&["train", "run.yaml", source, "data.validation=[]", "validation.enable=false"]);
+    sandbox.succeed(&[
+        "train",
+        "run.yaml",
+        source,
+        "data.validation=[]",
+        "validation.enable=false",
+    ]);
     let measure = |words: &[&str]| eval(&sandbox, &[&["--checkpoint", "out"], words].concat());
     let wide = measure(&["--data", "wide.bin"]);
     assert_eq!(wide, measure(&["--data", "tokens.bin", "--token-dtype", "u16"]));
@@ -30,4 +39,69 @@ fn eval_reads_a_file_as_the_run_did() {
     let bodies = measure(&["--data", "bodies.jsonl"]);
     assert_eq!(bodies, measure(&["--data", "texts.jsonl", "--text-key", "text"]));
     assert_ne!(wide, bodies);
+}
+
+/// A checkpoint has all that it takes to use the model: it can be carried away from its run.
+#[test]
+fn a_checkpoint_brings_its_own_tokenizer() {
+    let sandbox = Sandbox::trained();
+    let own = sandbox.read("tokenizer.json");
+    let before = eval(&sandbox, &["--checkpoint", "out", "--data", "data.jsonl"]);
+    sandbox.write("tokenizer.json", b"{}");
+    assert_eq!(before, eval(&sandbox, &["--checkpoint", "out", "--data", "data.jsonl"]));
+    fs::remove_file(sandbox.path("tokenizer.json")).expect("the file is there");
+    fs::rename(sandbox.path("out/checkpoint/step-00000004"), sandbox.path("carried"))
+        .expect("the folder can be renamed");
+    assert_eq!(before, eval(&sandbox, &["--checkpoint", "carried", "--data", "data.jsonl"]));
+    let words = ["--prompt", "To be", "--max-tokens", "3", "--temperature", "0"];
+    let text = sandbox.succeed(&[&["generate", "--checkpoint", "carried"][..], &words].concat());
+    sandbox.succeed(&["convert", "to-hf", "carried", "hf"]);
+    assert_eq!(sandbox.read("hf/tokenizer.json"), own);
+    sandbox.succeed(&["convert", "from-hf", "hf", "back"]);
+    assert_eq!(sandbox.read("back/step-00000000/tokenizer.json"), own);
+    fs::remove_dir_all(sandbox.path("hf")).expect("the folder is there");
+    sandbox.succeed(&["convert", "to-hf", "back", "hf"]);
+    assert_eq!(sandbox.read("hf/tokenizer.json"), own);
+    let model = |folder: &str| sandbox.read(&format!("{folder}/model.safetensors"));
+    assert!(model("back/step-00000000") == model("carried"), "the weights went there and back");
+    assert!(text.starts_with("To be"), "{text}");
+    sandbox.write("other.json", b"another one");
+    sandbox.succeed(&["convert", "to-hf", "back", "other", "--tokenizer", "other.json"]);
+    assert_eq!(sandbox.read("other/tokenizer.json"), b"another one");
+}
+
+/// The name of a folder goes into no file.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_folder_is_converted_whatever_its_name() {
+    use std::os::unix::ffi::OsStrExt;
+    let sandbox = Sandbox::new();
+    let name = std::ffi::OsStr::from_bytes(b"hf-\xff");
+    let folder = sandbox.path("").join(name);
+    copy(&repository().join("tests/golden/llama_tiny"), &folder);
+    copy(&sandbox.path("tokenizer.json"), &folder.join("tokenizer.json"));
+    let mut command = sandbox.command(&["convert", "from-hf"]);
+    let output = command.arg(name).arg("out").output().expect("the binary runs");
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(sandbox.read("out/step-00000000/tokenizer.json"), sandbox.read("tokenizer.json"));
+}
+
+/// A conversion that fails leaves nothing that is in the way of the next.
+#[test]
+fn a_failed_conversion_leaves_nothing() {
+    let sandbox = Sandbox::new();
+    copy(&repository().join("tests/golden/llama_tiny"), &sandbox.path("hf"));
+    let path = sandbox.path("hf/model.safetensors");
+    let whole = sandbox.read("hf/model.safetensors");
+    let tensors: Vec<HostTensor> = {
+        let file = TensorFile::open(&path).expect("a tensor file");
+        let last = file.names().last().expect("a tensor").to_string();
+        let views = file.names().filter(|name| **name != last);
+        views.map(|name| file.view(name).expect("a tensor").to_tensor()).collect()
+    };
+    write_tensor_file(&path, &tensors, &[]).expect("the file can be written");
+    assert_eq!(sandbox.run(&["convert", "from-hf", "hf", "out"]).code, Some(2));
+    assert!(!sandbox.path("out").exists());
+    sandbox.write("hf/model.safetensors", &whole);
+    sandbox.succeed(&["convert", "from-hf", "hf", "out"]);
 }

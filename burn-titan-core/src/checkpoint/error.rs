@@ -134,6 +134,31 @@ pub enum CheckpointError {
         /// The name.
         name: String,
     },
+    /// A deferred tensor turned out to be another than was announced.
+    #[error(
+        "tensor `{name}` was announced as {dtype} {shape:?}, but is `{found_name}`, {found_dtype} \
+         {found_shape:?}: this is a fault of the program"
+    )]
+    NotAsAnnounced {
+        /// The name.
+        name: String,
+        /// Its element type.
+        dtype: HostDtype,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// The name that came.
+        found_name: String,
+        /// The element type that came.
+        found_dtype: HostDtype,
+        /// The shape that came.
+        found_shape: Vec<usize>,
+    },
+    /// Two files of one checkpoint have the same name, or a name that is none of a file.
+    #[error("`{name}` cannot be the name of a further file: choose another")]
+    FileName {
+        /// The name.
+        name: String,
+    },
     /// `state.json` is not what the caller expects.
     #[error(
         "{}: {reason}: use the program version that wrote the checkpoint",

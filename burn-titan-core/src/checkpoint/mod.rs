@@ -8,6 +8,7 @@
 //!     optimizer.safetensors      likewise
 //!     state.json                 step, data cursor, whatever the caller needs to continue
 //!     config.yaml                the resolved config of the run
+//!     tokenizer.json             and other files that the caller adds
 //!     index.json                 format version, every file's bytes and checksum, every tensor
 //! ```
 //!
@@ -21,6 +22,7 @@
 //!
 //! Nothing here knows a tensor library, a model or a rank.
 
+mod deferred;
 mod durable;
 mod error;
 mod find;
@@ -32,12 +34,14 @@ mod tensor_file;
 #[cfg(test)]
 mod tests;
 
+pub use deferred::DeferredTensor;
 pub use durable::{FileDigest, FileError};
 pub(crate) use durable::{sync_folder, write_file};
 pub use error::CheckpointError;
 pub use find::{CheckpointEntry, latest, list, locate, resolve_resume};
 pub use index::TensorGroup;
 pub use open::{Checkpoint, TensorEntry, open};
+pub(crate) use save::LOCK_FILE;
 pub use save::{CheckpointContent, DEFAULT_MAX_FILE_BYTES, save};
 pub use tensor::{HostDtype, HostTensor, TensorError};
 pub use tensor_file::{TensorFile, TensorFileError, TensorView, write_tensor_file};

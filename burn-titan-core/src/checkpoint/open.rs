@@ -99,6 +99,20 @@ impl Checkpoint {
         })
     }
 
+    /// Where a further file of this name is, if the checkpoint was saved with one. It was not read yet:
+    /// see [`verify`](Self::verify) and [`further_file`](Self::further_file).
+    pub fn further_file_path(&self, name: &str) -> Option<PathBuf> {
+        self.index.files.contains_key(name).then(|| self.path.join(name))
+    }
+
+    /// The contents of a further file, if the checkpoint was saved with one of this name.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] where the file was altered or cannot be read.
+    pub fn further_file(&self, name: &str) -> Result<Option<Vec<u8>>, CheckpointError> {
+        self.index.files.contains_key(name).then(|| self.verified(name)).transpose()
+    }
+
     /// The model's tensors, in the order of their names.
     pub fn model_tensors(&self) -> impl Iterator<Item = TensorEntry<'_>> {
         self.entries(TensorGroup::Model)
@@ -160,8 +174,10 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError`] of a file that is missing, torn or altered.
     pub fn verify(&self) -> Result<(), CheckpointError> {
-        self.config_yaml()?;
-        self.read_text(STATE_FILE)?;
+        let plain = self.index.files.keys().filter(|name| !self.tensor_files.contains_key(*name));
+        for name in plain {
+            self.verified(name)?;
+        }
         self.tensor_files.par_iter().try_for_each(|(name, _)| self.tensor_file(name).map(|_| ()))
     }
 
@@ -208,13 +224,16 @@ impl Checkpoint {
     }
 
     fn read_text(&self, name: &str) -> Result<String, CheckpointError> {
-        let path = self.path.join(name);
-        let contents = read(&path)?;
-        self.verify_contents(name, &contents)?;
-        String::from_utf8(contents).map_err(|error| {
+        String::from_utf8(self.verified(name)?).map_err(|error| {
             let source = io::Error::new(io::ErrorKind::InvalidData, error.utf8_error());
-            FileError::new(&path, "read the file", source).into()
+            FileError::new(&self.path.join(name), "read the file", source).into()
         })
+    }
+
+    fn verified(&self, name: &str) -> Result<Vec<u8>, CheckpointError> {
+        let contents = read(&self.path.join(name))?;
+        self.verify_contents(name, &contents)?;
+        Ok(contents)
     }
 
     fn verify_contents(&self, name: &str, contents: &[u8]) -> Result<(), CheckpointError> {

@@ -6,32 +6,36 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::deferred::DeferredTensor;
 use super::durable::{FileError, sync_folder, write_file};
 use super::error::CheckpointError;
 use super::find::{Aside, FolderName, list, read_folder, step_folder_name};
-use super::index::{CONFIG_FILE, FileRecord, Index, STATE_FILE, TensorGroup, TensorRecord};
-use super::tensor::HostTensor;
-use super::tensor_file::write_tensor_file;
+use super::index::{
+    CONFIG_FILE, FileRecord, INDEX_FILE, Index, STATE_FILE, TensorGroup, TensorRecord,
+};
+use super::tensor_file::write_deferred;
 
 /// Largest safetensors file that is written, in bytes, unless a single tensor is larger.
 pub const DEFAULT_MAX_FILE_BYTES: u64 = 4 << 30;
 
 /// Held by the process that is saving, so that two runs never write to one folder.
-const LOCK_FILE: &str = ".lock";
+pub(crate) const LOCK_FILE: &str = ".lock";
 
 /// What goes into a checkpoint. Tensor names must differ over model and optimizer.
-#[derive(Debug, Clone, Copy)]
-pub struct CheckpointContent<'a> {
+#[derive(Debug)]
+pub struct CheckpointContent<'a, E = CheckpointError> {
     /// Optimizer steps done.
     pub step: u64,
     /// Parameters and buffers of the model.
-    pub model: &'a [HostTensor],
+    pub model: Vec<DeferredTensor<'a, E>>,
     /// State of the optimizer.
-    pub optimizer: &'a [HostTensor],
+    pub optimizer: Vec<DeferredTensor<'a, E>>,
     /// Whatever else is needed to continue: the data cursor, for example.
     pub state: &'a Value,
     /// Text of the run's resolved config.
     pub config_yaml: &'a str,
+    /// Names and contents of files that are kept, and verified, with the rest: the tokenizer's.
+    pub further_files: &'a [(&'a str, &'a [u8])],
     /// Size above which tensors go to a further file, in bytes ([`DEFAULT_MAX_FILE_BYTES`]).
     pub max_file_bytes: u64,
 }
@@ -40,21 +44,24 @@ pub struct CheckpointContent<'a> {
 /// `keep_latest_k` are left (0 keeps all). Returns the new folder's path.
 ///
 /// The new checkpoint is durable and visible before anything old is touched; a folder of the same
-/// step is replaced. Unfinished folders of dead processes are cleared first.
+/// step is replaced. Unfinished folders of dead processes are cleared first. Of the tensors, one at a
+/// time is held.
 ///
 /// # Errors
 /// [`CheckpointError`] where a name is used twice, where another process is saving to the folder,
-/// or where the disk refuses. The older checkpoints are then as they were.
-pub fn save(
+/// or where the disk refuses; what a tensor's `read` returns. The older checkpoints are then as they
+/// were.
+pub fn save<E: From<CheckpointError>>(
     folder: &Path,
     keep_latest_k: usize,
-    content: &CheckpointContent<'_>,
-) -> Result<PathBuf, CheckpointError> {
-    check_names(content)?;
-    create_folder(folder)?;
+    content: CheckpointContent<'_, E>,
+) -> Result<PathBuf, E> {
+    check_names(&content)?;
+    create_folder(folder).map_err(CheckpointError::from)?;
     let lock = lock(folder)?;
     clear_leftovers(folder, lock.is_some())?;
-    let path = folder.join(step_folder_name(content.step));
+    let step = content.step;
+    let path = folder.join(step_folder_name(step));
     let partial = aside(&path, Aside::Partial);
     if let Err(error) = write_content(&partial, content) {
         // A half-written folder is worth nothing, and the disk may be full.
@@ -62,15 +69,22 @@ pub fn save(
         return Err(error);
     }
     commit(&partial, &path)?;
-    prune(folder, keep_latest_k, content.step)?;
+    prune(folder, keep_latest_k, step)?;
     Ok(path)
 }
 
-fn check_names(content: &CheckpointContent<'_>) -> Result<(), CheckpointError> {
+fn check_names<E>(content: &CheckpointContent<'_, E>) -> Result<(), CheckpointError> {
     let mut seen = BTreeSet::new();
-    for tensor in content.model.iter().chain(content.optimizer) {
+    for tensor in content.model.iter().chain(&content.optimizer) {
         if !seen.insert(tensor.name()) {
             return Err(CheckpointError::DuplicateTensor { name: tensor.name().into() });
+        }
+    }
+    let mut seen = BTreeSet::from([STATE_FILE, CONFIG_FILE, INDEX_FILE]);
+    for (name, _) in content.further_files {
+        let is_plain = Path::new(name).file_name() == Some(name.as_ref());
+        if !is_plain || name.ends_with(".safetensors") || !seen.insert(name) {
+            return Err(CheckpointError::FileName { name: name.to_string() });
         }
     }
     Ok(())
@@ -121,47 +135,57 @@ fn clear_leftovers(folder: &Path, locked: bool) -> Result<(), CheckpointError> {
     Ok(())
 }
 
-fn write_content(partial: &Path, content: &CheckpointContent<'_>) -> Result<(), CheckpointError> {
-    fs::create_dir(partial).map_err(|e| FileError::new(partial, "create the folder", e))?;
+fn write_content<E: From<CheckpointError>>(
+    partial: &Path,
+    content: CheckpointContent<'_, E>,
+) -> Result<(), E> {
+    let created = fs::create_dir(partial);
+    created.map_err(|e| CheckpointError::from(FileError::new(partial, "create the folder", e)))?;
     let mut files = BTreeMap::new();
     let mut tensors = BTreeMap::new();
     let groups = [(TensorGroup::Model, content.model), (TensorGroup::Optimizer, content.optimizer)];
     for (group, members) in groups {
         let parts = split(members, content.max_file_bytes);
-        for (number, part) in parts.iter().enumerate() {
-            let file = part_name(group.file_stem(), number, parts.len());
-            let digest = write_tensor_file(&partial.join(&file), *part, &[])?;
-            files.insert(file.clone(), FileRecord::from(digest));
+        let count = parts.len();
+        for (number, part) in parts.into_iter().enumerate() {
+            let file = part_name(group.file_stem(), number, count);
             tensors.extend(part.iter().map(|tensor| {
                 let (file, shape) = (file.clone(), tensor.shape().to_vec());
                 (tensor.name().into(), TensorRecord { group, file, dtype: tensor.dtype(), shape })
             }));
+            let digest = write_deferred(&partial.join(&file), part)?;
+            files.insert(file, FileRecord::from(digest));
         }
     }
     let state = format!("{:#}\n", content.state);
-    for (file, text) in [(STATE_FILE, state.as_str()), (CONFIG_FILE, content.config_yaml)] {
-        let digest = write_file(&partial.join(file), text.as_bytes())?;
-        files.insert(file.into(), FileRecord::from(digest));
+    let texts = [(STATE_FILE, state.as_bytes()), (CONFIG_FILE, content.config_yaml.as_bytes())];
+    for (file, contents) in texts.iter().chain(content.further_files) {
+        let written = write_file(&partial.join(file), contents).map_err(CheckpointError::from)?;
+        files.insert(file.to_string(), FileRecord::from(written));
     }
-    sync_folder(partial)?;
+    sync_folder(partial).map_err(CheckpointError::from)?;
     Index::new(content.step, files, tensors).write(partial)?;
-    Ok(sync_folder(partial)?)
+    Ok(sync_folder(partial).map_err(CheckpointError::from)?)
 }
 
 /// Cuts `tensors` into runs of at most `max_bytes`, each of at least one tensor; an empty list is
 /// one empty run, so that each group has a file.
-fn split(tensors: &[HostTensor], max_bytes: u64) -> Vec<&[HostTensor]> {
+fn split<E>(
+    tensors: Vec<DeferredTensor<'_, E>>,
+    max_bytes: u64,
+) -> Vec<Vec<DeferredTensor<'_, E>>> {
     let mut parts = Vec::new();
-    let (mut start, mut bytes) = (0, 0u64);
-    for (position, tensor) in tensors.iter().enumerate() {
-        let size = tensor.data().len() as u64;
-        if position > start && bytes + size > max_bytes {
-            parts.push(&tensors[start..position]);
-            (start, bytes) = (position, 0);
+    let (mut part, mut bytes) = (Vec::new(), 0u64);
+    for tensor in tensors {
+        let size = tensor.bytes() as u64;
+        if !part.is_empty() && bytes.saturating_add(size) > max_bytes {
+            parts.push(std::mem::take(&mut part));
+            bytes = 0;
         }
-        bytes += size;
+        bytes = bytes.saturating_add(size);
+        part.push(tensor);
     }
-    parts.push(&tensors[start..]);
+    parts.push(part);
     parts
 }
 
@@ -223,19 +247,19 @@ fn remove(path: &Path) -> Result<(), FileError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::HostTensor;
 
     #[test]
     fn parts_hold_at_most_the_limit() {
-        let tensors: Vec<HostTensor> = [3, 1, 4, 9, 1, 1]
-            .iter()
-            .map(|&n| HostTensor::from_f32("t", &[n], &vec![0.0; n]).unwrap())
-            .collect();
-        let sizes =
-            |limit| -> Vec<usize> { split(&tensors, limit).iter().map(|p| p.len()).collect() };
+        let tensor = |n: &usize| HostTensor::from_f32("t", &[*n], &vec![0.0; *n]).unwrap().into();
+        let sizes = |limit| -> Vec<usize> {
+            let tensors: Vec<DeferredTensor> = [3, 1, 4, 9, 1, 1].iter().map(tensor).collect();
+            split(tensors, limit).iter().map(Vec::len).collect()
+        };
         assert_eq!(sizes(u64::MAX), [6]);
         assert_eq!(sizes(16), [2, 1, 1, 2]);
         assert_eq!(sizes(0), [1; 6]);
-        assert_eq!(split(&[], 16).len(), 1);
+        assert_eq!(split::<CheckpointError>(vec![], 16).len(), 1);
         assert_eq!(part_name("model", 0, 1), "model.safetensors");
         assert_eq!(part_name("model", 9, 12), "model-00010-of-00012.safetensors");
     }

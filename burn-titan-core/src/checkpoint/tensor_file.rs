@@ -13,8 +13,9 @@ use memmap2::Mmap;
 use safetensors::{SafeTensorError, SafeTensors};
 use serde_json::{Map, Value, json};
 
+use super::deferred::DeferredTensor;
 use super::durable::{DurableWriter, FileDigest, FileError};
-use super::error::{did_you_mean, nearest};
+use super::error::{CheckpointError, did_you_mean, nearest};
 use super::tensor::{HostDtype, HostTensor};
 
 /// What can be wrong with a safetensors file.
@@ -105,17 +106,40 @@ pub fn write_tensor_file<'a>(
 ) -> Result<FileDigest, FileError> {
     let mut tensors: Vec<&HostTensor> = tensors.into_iter().collect();
     tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype().size()));
-    let mut writer = DurableWriter::create(path)?;
-    let header = header(&tensors, metadata);
-    writer.write(&(header.len() as u64).to_le_bytes())?;
-    writer.write(header.as_bytes())?;
+    let entries = tensors.iter().map(|t| (t.name(), t.dtype(), t.shape(), t.data().len()));
+    let mut writer = begin(path, &header(entries, metadata))?;
     for tensor in tensors {
         writer.write(tensor.data())?;
     }
     writer.finish()
 }
 
-fn header(tensors: &[&HostTensor], metadata: &[(&str, &str)]) -> String {
+/// As [`write_tensor_file`], holding one tensor at a time.
+pub(super) fn write_deferred<E: From<CheckpointError>>(
+    path: &Path,
+    mut tensors: Vec<DeferredTensor<'_, E>>,
+) -> Result<FileDigest, E> {
+    tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype().size()));
+    let entries = tensors.iter().map(|t| (t.name(), t.dtype(), t.shape(), t.bytes()));
+    let mut writer = begin(path, &header(entries, &[])).map_err(CheckpointError::from)?;
+    for tensor in tensors {
+        writer.write(tensor.read()?.data()).map_err(CheckpointError::from)?;
+    }
+    Ok(writer.finish().map_err(CheckpointError::from)?)
+}
+
+fn begin(path: &Path, header: &str) -> Result<DurableWriter, FileError> {
+    let mut writer = DurableWriter::create(path)?;
+    writer.write(&(header.len() as u64).to_le_bytes())?;
+    writer.write(header.as_bytes())?;
+    Ok(writer)
+}
+
+/// The JSON header of tensors, each with its name, type, shape and bytes.
+fn header<'a>(
+    tensors: impl Iterator<Item = (&'a str, HostDtype, &'a [usize], usize)>,
+    metadata: &[(&str, &str)],
+) -> String {
     let mut header = Map::new();
     if !metadata.is_empty() {
         let metadata: Map<String, Value> =
@@ -123,14 +147,14 @@ fn header(tensors: &[&HostTensor], metadata: &[(&str, &str)]) -> String {
         header.insert("__metadata__".into(), Value::Object(metadata));
     }
     let mut start = 0;
-    for tensor in tensors {
-        let end = start + tensor.data().len();
+    for (name, dtype, shape, bytes) in tensors {
+        let end = start + bytes;
         let entry = json!({
-            "dtype": tensor.dtype().name(),
-            "shape": tensor.shape(),
+            "dtype": dtype.name(),
+            "shape": shape,
             "data_offsets": [start, end],
         });
-        header.insert(tensor.name().to_string(), entry);
+        header.insert(name.to_string(), entry);
         start = end;
     }
     let mut text = Value::Object(header).to_string();

@@ -18,16 +18,21 @@ fn tensors(prefix: &str, step: u64) -> Vec<HostTensor> {
         .collect()
 }
 
+fn deferred(tensors: Vec<HostTensor>) -> Vec<DeferredTensor<'static>> {
+    tensors.into_iter().map(DeferredTensor::from).collect()
+}
+
 fn save_step(folder: &Path, keep: usize, step: u64) -> Result<PathBuf, CheckpointError> {
     let content = CheckpointContent {
         step,
-        model: &tensors("layers.", step),
-        optimizer: &tensors("exp_avg.", step),
+        model: deferred(tensors("layers.", step)),
+        optimizer: deferred(tensors("exp_avg.", step)),
         state: &json!({"cursor": step * 8}),
         config_yaml: "run:\n  name: x\n",
+        further_files: &[("tokenizer.json", b"a further file")],
         max_file_bytes: 70,
     };
-    save(folder, keep, &content)
+    save(folder, keep, content)
 }
 
 fn steps(folder: &Path) -> Vec<u64> {
@@ -39,6 +44,7 @@ fn load(path: &Path) -> Result<(), CheckpointError> {
     let checkpoint = open(path)?;
     checkpoint.state::<serde_json::Value>()?;
     checkpoint.config_yaml()?;
+    checkpoint.further_file("tokenizer.json")?;
     let names: Vec<String> = checkpoint
         .model_tensors()
         .chain(checkpoint.optimizer_tensors())
@@ -78,6 +84,7 @@ fn what_is_saved_is_read() {
             "optimizer-00002-of-00003.safetensors",
             "optimizer-00003-of-00003.safetensors",
             "state.json",
+            "tokenizer.json",
         ]
     );
     let checkpoint = open(&path).unwrap();
@@ -85,6 +92,10 @@ fn what_is_saved_is_read() {
     assert_eq!(checkpoint.step(), 100);
     assert_eq!(checkpoint.config_yaml().unwrap(), "run:\n  name: x\n");
     assert_eq!(checkpoint.state::<serde_json::Value>().unwrap(), json!({"cursor": 800}));
+    assert_eq!(checkpoint.further_file("tokenizer.json").unwrap().unwrap(), b"a further file");
+    let further = checkpoint.further_file_path("tokenizer.json");
+    assert_eq!(further, Some(path.join("tokenizer.json")));
+    assert_eq!(checkpoint.further_file("vocabulary.txt").unwrap(), None);
     assert_eq!(checkpoint.model_tensors().count(), 5);
     for tensor in tensors("layers.", 100).iter().chain(&tensors("exp_avg.", 100)) {
         assert_eq!(&checkpoint.tensor(tensor.name()).unwrap(), tensor);
@@ -117,22 +128,78 @@ fn wrong_requests_are_refused() {
     assert!(error.starts_with(&format!("{shown}/state.json: invalid type: map")), "{error}");
 }
 
-#[test]
-fn a_name_given_twice_is_refused() {
+/// A save of `model` and further files that must fail.
+fn refusal(model: Vec<DeferredTensor>, further_files: &[(&str, &[u8])]) -> String {
     let folder = tempdir().unwrap();
-    let model = tensors("w", 0);
     let content = CheckpointContent {
         step: 1,
-        model: &model,
-        optimizer: &model,
+        model,
+        optimizer: deferred(tensors("w", 0)),
         state: &json!(null),
         config_yaml: "",
+        further_files,
         max_file_bytes: DEFAULT_MAX_FILE_BYTES,
     };
+    let message = save(folder.path(), 0, content).unwrap_err().to_string();
+    assert!(names_below(folder.path()).iter().all(|name| name == ".lock"));
+    message
+}
+
+#[test]
+fn a_name_given_twice_is_refused() {
     assert_eq!(
-        save(folder.path(), 0, &content).unwrap_err().to_string(),
+        refusal(deferred(tensors("w", 0)), &[]),
         "tensor `w0` is given twice: names must differ over model and optimizer"
     );
+    for name in ["state.json", "index.json", "../x", "model.safetensors"] {
+        assert_eq!(
+            refusal(vec![], &[(name, b"")]),
+            format!("`{name}` cannot be the name of a further file: choose another")
+        );
+    }
+    assert!(refusal(vec![], &[("a", b""), ("a", b"")]).starts_with("`a` cannot be the name"));
+}
+
+#[test]
+fn a_tensor_that_is_not_as_announced_leaves_nothing_behind() {
+    let tensor = |shape: &[usize]| {
+        let values = || Ok(HostTensor::from_f32("v", &[3], &[0.0; 3])?);
+        DeferredTensor::new("v", HostDtype::F32, shape, values)
+    };
+    assert_eq!(
+        refusal(vec![tensor(&[2]).unwrap()], &[]),
+        "tensor `v` was announced as F32 [2], but is `v`, F32 [3]: this is a fault of the program"
+    );
+    let error = DeferredTensor::<CheckpointError>::f32("v", &[usize::MAX, 2], Vec::new);
+    let overflow = "tensor `v`: shape [18446744073709551615, 2] of F32 overflows: check the shape";
+    assert_eq!(error.unwrap_err().to_string(), overflow);
+}
+
+#[test]
+fn tensors_are_made_when_they_are_written() {
+    let folder = tempdir().unwrap();
+    let made = std::cell::Cell::new(0);
+    let model = (0..4).map(|i| {
+        let (name, made) = (format!("w{i}"), &made);
+        DeferredTensor::new(name.clone(), HostDtype::F32, &[2], move || {
+            made.set(made.get() + 1);
+            Ok(HostTensor::from_f32(name, &[2], &[i as f32; 2])?)
+        })
+    });
+    let model: Vec<DeferredTensor> = model.collect::<Result<_, _>>().unwrap();
+    assert_eq!(made.get(), 0, "nothing is made before it is written");
+    let content = CheckpointContent {
+        step: 1,
+        model,
+        optimizer: vec![],
+        state: &json!(null),
+        config_yaml: "",
+        further_files: &[],
+        max_file_bytes: DEFAULT_MAX_FILE_BYTES,
+    };
+    let path = save(folder.path(), 0, content).unwrap();
+    assert_eq!(made.get(), 4);
+    assert_eq!(open(&path).unwrap().tensor("w3").unwrap().to_f32().unwrap(), [3.0; 2]);
 }
 
 #[test]

@@ -1,34 +1,48 @@
 //! Between checkpoints and Hugging Face folders.
 
+use std::cell::RefCell;
 use std::fs;
 use std::path::Path;
 
-use super::{DEFAULT_ATTENTION, DEFAULT_SEQ_LEN, build, open_checkpoint, recognise, tokenizer_of};
-use crate::checkpoint::{self, CheckpointContent, DEFAULT_MAX_FILE_BYTES, HostDtype, HostTensor};
+use super::{
+    DEFAULT_ATTENTION, DEFAULT_SEQ_LEN, WeightReader, build, checkpoint_tokenizer,
+    chosen_tokenizer, open_checkpoint, recognise, tokenizer_of,
+};
+use crate::checkpoint::{
+    self, CheckpointContent, DEFAULT_MAX_FILE_BYTES, DeferredTensor, HostDtype, HostTensor,
+};
 use crate::config::{Config, to_yaml};
+use crate::data::TokenizerError;
 use crate::hf::{HfError, HfFolder};
 use crate::model::{ModelError, Registry};
-use crate::trainer::{TrainError, TrainState, family};
+use crate::trainer::{TOKENIZER_FILE, TrainError, TrainState, family};
 
-/// Writes the newest checkpoint at `path` as a Hugging Face folder; the run's tokenizer goes with it
-/// if it is still there.
+/// Writes the newest checkpoint at `path` as a Hugging Face folder, with its tokenizer, or the one that
+/// is given.
 ///
 /// # Errors
-/// A checkpoint that is missing or altered; a target that exists; a disk that refuses.
-pub fn to_hf(path: &Path, out: &Path, registry: &Registry) -> Result<(), TrainError> {
+/// A checkpoint that is missing or altered; a tokenizer that is gone; a target that exists; a disk that
+/// refuses.
+pub fn to_hf(
+    path: &Path,
+    out: &Path,
+    tokenizer: Option<&Path>,
+    registry: &Registry,
+) -> Result<(), TrainError> {
     let (checkpoint, config, model) = open_checkpoint(path, registry)?;
     let mut parameters = model.parameters().into_iter().map(|spec| {
         checkpoint.tensor_of(&spec.name, HostDtype::F32, &spec.shape).map_err(ModelError::new)
     });
-    let tokenizer = config.data.tokenizer.as_ref().and_then(|path| fs::read(path).ok());
+    let own = checkpoint_tokenizer(&checkpoint, &config);
+    let tokenizer = chosen_tokenizer(tokenizer, own.as_deref())?.map(contents).transpose()?;
     let files: Vec<(&str, &[u8])> =
-        tokenizer.iter().map(|bytes| ("tokenizer.json", bytes.as_slice())).collect();
+        tokenizer.iter().map(|bytes| (TOKENIZER_FILE, bytes.as_slice())).collect();
     let family = family(registry, &config.model.name)?;
     Ok(family.write_hf(&model.config, out, &mut parameters, &files)?)
 }
 
 /// Writes a Hugging Face folder as a checkpoint of step 0 in the folder `out`, which must not exist or
-/// be empty, with f32 weights and no optimizer state.
+/// be empty, with f32 weights, no optimizer state, and the `tokenizer.json` of the folder if it has one.
 ///
 /// # Errors
 /// A folder that is not of a registered family, or in which something is wrong; a target that exists; a
@@ -40,32 +54,43 @@ pub fn from_hf(path: &Path, out: &Path, registry: &Registry) -> Result<(), Train
     let folder = HfFolder::open(path)?;
     let family = recognise(&folder, registry)?;
     let model = build(family, &family.config_from_hf(&folder)?, DEFAULT_ATTENTION)?;
-    let weights = family
-        .weights_from_hf(&model.config, &folder)?
-        .map(|weight| {
-            let weight = weight?;
-            let values = weight.to_f32()?;
-            Ok(HostTensor::from_f32(weight.name(), weight.shape(), &values)?)
-        })
-        .collect::<Result<Vec<_>, TrainError>>()?;
+    let tokenizer = tokenizer_of(path).map(|path| contents(&path)).transpose()?;
+    let files: Vec<(&str, &[u8])> =
+        tokenizer.iter().map(|bytes| (TOKENIZER_FILE, bytes.as_slice())).collect();
     let mut config = Config::default();
     config.run.name = "converted".into();
     config.model.name = family.name().into();
     config.model.attention = DEFAULT_ATTENTION.into();
     config.model.overrides = model.config.as_object().cloned().unwrap_or_default();
     config.training.seq_len = model.max_seq_len.min(DEFAULT_SEQ_LEN);
-    config.data.tokenizer = tokenizer_of(path);
-    let state = TrainState { step: 0, updates: 0, cursor: None, model: model.config };
-    let content = CheckpointContent {
+    let state = TrainState { step: 0, updates: 0, cursor: None, model: model.config.clone() };
+    let reader = RefCell::new(WeightReader::new(family, &model, &folder)?);
+    let weights = model.parameters().into_iter().map(|spec| {
+        let reader = &reader;
+        DeferredTensor::new(spec.name.clone(), HostDtype::F32, &spec.shape.clone(), move || {
+            let weight = reader.borrow_mut().take(&spec)?;
+            Ok(HostTensor::from_f32(spec.name, &spec.shape, &weight.to_f32()?)?)
+        })
+    });
+    let content = CheckpointContent::<TrainError> {
         step: 0,
-        model: &weights,
-        optimizer: &[],
+        model: weights.collect::<Result<_, _>>()?,
+        optimizer: vec![],
         state: &state.to_json()?,
         config_yaml: &to_yaml(&config),
+        further_files: &files,
         max_file_bytes: DEFAULT_MAX_FILE_BYTES,
     };
-    checkpoint::save(out, 0, &content)?;
-    Ok(())
+    checkpoint::save(out, 0, content).map(drop).inspect_err(|_| {
+        // What a failed save leaves is its lock, which would be in the way of the next attempt.
+        let _ = fs::remove_file(out.join(checkpoint::LOCK_FILE));
+        let _ = fs::remove_dir(out);
+    })
+}
+
+fn contents(path: &Path) -> Result<Vec<u8>, TrainError> {
+    let read = fs::read(path);
+    Ok(read.map_err(|source| TokenizerError::Read { path: path.to_path_buf(), source })?)
 }
 
 fn is_empty_folder(path: &Path) -> bool {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::DType;
 use serde::Serialize;
 
-use super::{DEFAULT_SEQ_LEN, LoadedModel};
+use super::{DEFAULT_SEQ_LEN, LoadedModel, chosen_tokenizer};
 use crate::checkpoint::HostTensor;
 use crate::config::{DataConfig, SourceConfig, SourceFormat, TokenDtype};
 use crate::data::{Batch, DataError, IGNORE, Loader, LoaderOptions, StreamOptions};
@@ -217,7 +217,7 @@ fn loader_options(
     let run = model.config.as_ref();
     let mut data = run.map_or_else(DataConfig::default, |config| config.data.clone());
     data.validation = vec![reading.source(path, &data)];
-    data.tokenizer = tokenizer.map(PathBuf::from).or_else(|| model.tokenizer.clone());
+    data.tokenizer = chosen_tokenizer(tokenizer, model.tokenizer.as_deref())?.map(PathBuf::from);
     let spec = model.executor.model();
     let seq_len = run.map_or(DEFAULT_SEQ_LEN, |c| c.training.seq_len).min(spec.max_seq_len);
     let stream = StreamOptions::training(&data, spec.vocab_size, seq_len, 0)?.validation(&data);

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::LoadedModel;
 use super::eval::{logits_of, whole_sequence};
+use super::{LoadedModel, chosen_tokenizer};
 use crate::data::Tokenizer;
 use crate::model::{Context, HeadOutput};
 use crate::sampling::Sampler;
@@ -34,7 +34,7 @@ pub fn generate(
 ) -> Result<(), TrainError> {
     let run = model.config.as_ref();
     let data = run.map(|config| &config.data);
-    let Some(path) = options.tokenizer.or(model.tokenizer.as_deref()) else {
+    let Some(path) = chosen_tokenizer(options.tokenizer, model.tokenizer.as_deref())? else {
         return Err(TrainError::File {
             path: "--tokenizer".into(),
             cause: "the model's tokenizer is not known: name its tokenizer.json".into(),
@@ -67,15 +67,20 @@ pub fn generate(
 }
 
 fn check(tokens: &[u32], path: &Path, vocab: usize) -> Result<(), TrainError> {
-    let failed = |cause: String| TrainError::File { path: path.display().to_string(), cause };
     if tokens.is_empty() {
-        return Err(failed("the prompt is empty: give at least one token".into()));
+        return Err(TrainError::File {
+            path: "--prompt".into(),
+            cause: "the prompt is empty: give at least one token".into(),
+        });
     }
     match tokens.iter().find(|id| **id as usize >= vocab) {
-        Some(id) => Err(failed(format!(
-            "the prompt has the token id {id}, but the model has {vocab} tokens: use the tokenizer \
-             that the model was trained with"
-        ))),
+        Some(id) => Err(TrainError::File {
+            path: path.display().to_string(),
+            cause: format!(
+                "the prompt has the token id {id}, but the model has {vocab} tokens: use the \
+                 tokenizer that the model was trained with"
+            ),
+        }),
         None => Ok(()),
     }
 }

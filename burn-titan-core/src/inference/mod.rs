@@ -4,17 +4,18 @@ pub mod convert;
 pub mod eval;
 pub mod generate;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device};
 use burn_titan_parallel::OneRank;
 
-use crate::checkpoint::{self, Checkpoint, HostDtype};
+use crate::checkpoint::{self, Checkpoint, HostDtype, HostTensor};
 use crate::config::{Config, parse_resolved};
 use crate::executor::{Executor, ParameterStore};
 use crate::hf::HfFolder;
-use crate::model::{Model, ModelFamily, Registry};
-use crate::trainer::{TrainError, family};
+use crate::model::{HfWeights, Model, ModelFamily, ParameterSpec, Registry};
+use crate::trainer::{TOKENIZER_FILE, TrainError, family};
 
 /// The attention module of models that are loaded from Hugging Face folders.
 const DEFAULT_ATTENTION: &str = "fused";
@@ -28,7 +29,7 @@ pub struct LoadedModel {
     pub executor: Executor,
     /// The config of the run that trained it; `None` for a Hugging Face folder.
     pub config: Option<Config>,
-    /// The tokenizer of the run, or the `tokenizer.json` of the Hugging Face folder if it has one.
+    /// The tokenizer in the checkpoint (or where the run had it, if the checkpoint has none), or the `tokenizer.json` of the Hugging Face folder if it has one.
     pub tokenizer: Option<PathBuf>,
 }
 
@@ -47,7 +48,7 @@ impl LoadedModel {
         let parameters = ParameterStore::read(&model, &device, |spec| {
             checkpoint.tensor_of(&spec.name, HostDtype::F32, &spec.shape).map_err(TrainError::from)
         })?;
-        let tokenizer = config.data.tokenizer.clone();
+        let tokenizer = checkpoint_tokenizer(&checkpoint, &config);
         Ok(Self { executor: executor(model, parameters, device), config: Some(config), tokenizer })
     }
 
@@ -67,8 +68,28 @@ impl LoadedModel {
 
 /// The `tokenizer.json` of a Hugging Face folder, if it has one.
 fn tokenizer_of(folder: &Path) -> Option<PathBuf> {
-    let path = folder.join("tokenizer.json");
+    let path = folder.join(TOKENIZER_FILE);
     path.is_file().then_some(path)
+}
+
+/// The tokenizer of a checkpoint: its copy, or where the run had it.
+fn checkpoint_tokenizer(checkpoint: &Checkpoint, config: &Config) -> Option<PathBuf> {
+    checkpoint.further_file_path(TOKENIZER_FILE).or_else(|| config.data.tokenizer.clone())
+}
+
+/// The tokenizer that the user gave, or else the model's own, which must be there.
+fn chosen_tokenizer<'a>(
+    given: Option<&'a Path>,
+    own: Option<&'a Path>,
+) -> Result<Option<&'a Path>, TrainError> {
+    match (given, own) {
+        (None, Some(own)) if !own.is_file() => Err(TrainError::File {
+            path: own.display().to_string(),
+            cause: "the model's tokenizer is not there: name its tokenizer.json by --tokenizer"
+                .into(),
+        }),
+        _ => Ok(given.or(own)),
+    }
 }
 
 fn executor(model: Model, parameters: ParameterStore, device: Device) -> Executor {
@@ -126,15 +147,44 @@ pub(crate) fn hf_parameters(
     folder: &HfFolder,
     device: &Device,
 ) -> Result<ParameterStore, TrainError> {
-    let mut weights = std::collections::HashMap::new();
-    for weight in family.weights_from_hf(&model.config, folder)? {
-        let weight = weight?;
-        weights.insert(weight.name().to_string(), weight);
+    let mut weights = WeightReader::new(family, model, folder)?;
+    ParameterStore::read(model, device, |spec| weights.take(spec))
+}
+
+/// The weights of a Hugging Face folder, by name. They come in an order of the family's own; those that
+/// come before they are asked for wait, so that a family with our order needs one at a time.
+struct WeightReader<'a> {
+    folder: &'a Path,
+    weights: HfWeights<'a>,
+    waiting: HashMap<String, HostTensor>,
+}
+
+impl<'a> WeightReader<'a> {
+    fn new(
+        family: &dyn ModelFamily,
+        model: &Model,
+        folder: &'a HfFolder,
+    ) -> Result<Self, TrainError> {
+        let weights = family.weights_from_hf(&model.config, folder)?;
+        Ok(Self { folder: folder.path(), weights, waiting: HashMap::new() })
     }
-    ParameterStore::read(model, device, |spec| {
-        weights.remove(&spec.name).ok_or_else(|| TrainError::File {
-            path: folder.path().display().to_string(),
-            cause: format!("the weights lack `{}`", spec.name),
-        })
-    })
+
+    fn take(&mut self, spec: &ParameterSpec) -> Result<HostTensor, TrainError> {
+        let failed = |cause| TrainError::File { path: self.folder.display().to_string(), cause };
+        let weight = loop {
+            if let Some(weight) = self.waiting.remove(&spec.name) {
+                break weight;
+            }
+            let Some(weight) = self.weights.next() else {
+                return Err(failed(format!("the weights lack `{}`", spec.name)));
+            };
+            let weight = weight?;
+            self.waiting.insert(weight.name().into(), weight);
+        };
+        if weight.shape() == spec.shape {
+            return Ok(weight);
+        }
+        let (name, found, needed) = (&spec.name, weight.shape(), &spec.shape);
+        Err(failed(format!("the weight `{name}` is {found:?}, but the model needs {needed:?}")))
+    }
 }

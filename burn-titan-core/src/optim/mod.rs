@@ -12,7 +12,7 @@ use thiserror::Error;
 
 pub use muon::{MuonRule, muon_update};
 
-use crate::checkpoint::{HostTensor, TensorError};
+use crate::checkpoint::{CheckpointError, DeferredTensor, HostTensor, TensorError};
 use crate::config::{NamePattern, OptimizerConfig, OptimizerKind};
 use crate::executor::{GradientStore, ParameterStore, on_device, on_host};
 use crate::model::ParameterSpec;
@@ -236,23 +236,42 @@ impl Optimizer {
     /// # Errors
     /// If a tensor's size and shape disagree: a fault of the program.
     pub fn to_host(&self, parameters: &[ParameterSpec]) -> Result<Vec<HostTensor>, TensorError> {
-        let mut out = Vec::new();
-        for spec in parameters {
-            let mut add = |state: &str, value: &Tensor<1>| {
-                let name = state_name(spec, state);
-                out.push(HostTensor::from_f32(name, &spec.shape, &on_host(value.clone()))?);
-                Ok(())
-            };
-            match self.states.get(&spec.name) {
+        self.tensors(parameters)
+            .map(|(name, spec, value)| HostTensor::from_f32(name, &spec.shape, &on_host(value)))
+            .collect()
+    }
+
+    /// As [`Optimizer::to_host`], each tensor when its turn comes.
+    ///
+    /// # Errors
+    /// If a tensor's size overflows: a fault of the program.
+    pub fn deferred<E: From<CheckpointError>>(
+        &self,
+        parameters: &[ParameterSpec],
+    ) -> Result<Vec<DeferredTensor<'_, E>>, TensorError> {
+        self.tensors(parameters)
+            .map(|(name, spec, value)| {
+                DeferredTensor::f32(name, &spec.shape, move || on_host(value))
+            })
+            .collect()
+    }
+
+    fn tensors<'a>(
+        &self,
+        parameters: &'a [ParameterSpec],
+    ) -> impl Iterator<Item = (String, &'a ParameterSpec, Tensor<1>)> {
+        parameters.iter().flat_map(|spec| {
+            let members = match self.states.get(&spec.name) {
                 Some(State::Adamw { exp_avg, exp_avg_sq }) => {
-                    add("exp_avg", exp_avg)?;
-                    add("exp_avg_sq", exp_avg_sq)?;
+                    vec![("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)]
                 }
-                Some(State::Muon { momentum }) => add("momentum", momentum)?,
-                None => {}
-            }
-        }
-        Ok(out)
+                Some(State::Muon { momentum }) => vec![("momentum", momentum)],
+                None => vec![],
+            };
+            members
+                .into_iter()
+                .map(move |(state, value)| (state_name(spec, state), spec, value.clone()))
+        })
     }
 
     /// Restores the state after `updates` updates. `has(name)` tells whether there is a tensor of that

@@ -14,7 +14,7 @@ use burn_titan_parallel::{Mesh, OneRank, Program, check, step};
 pub use error::{NonFiniteStep, TrainError};
 pub use prepare::{HF_FLAVOR, Prepared, family, initial_model, prepare};
 use report::Report;
-pub(crate) use state::TrainState;
+pub(crate) use state::{TOKENIZER_FILE, TrainState};
 
 use crate::checkpoint::resolve_resume;
 use crate::config::{
@@ -88,6 +88,8 @@ struct Trainer {
     optimizer: Optimizer,
     program: Program,
     stream: StreamOptions,
+    /// Contents of the tokenizer, as it was when the run began.
+    tokenizer: Option<Vec<u8>>,
     loader: Loader,
     /// Where the data continues after the batches taken so far.
     cursor: Option<Cursor>,
@@ -112,6 +114,7 @@ impl Trainer {
             config.training.seq_len,
             config.training.seed,
         )?;
+        let tokenizer = state::tokenizer_of(&config)?;
         let specs = model.parameters();
         let mut optimizer = Optimizer::new(&config.optimizer, &specs)?;
         let (parameters, state) = match &resume {
@@ -140,7 +143,18 @@ impl Trainer {
         let report = Report::open(&config, &model, step, resume.as_deref())?;
         let compute = compute_dtype(config.precision.compute);
         let executor = Executor::new(model, parameters, device, compute, Box::new(OneRank));
-        Ok(Self { config, executor, optimizer, program, stream, loader, cursor, report, step })
+        Ok(Self {
+            config,
+            executor,
+            optimizer,
+            program,
+            stream,
+            tokenizer,
+            loader,
+            cursor,
+            report,
+            step,
+        })
     }
 
     fn run(mut self) -> Result<TrainSummary, TrainError> {
@@ -284,6 +298,7 @@ impl Trainer {
             &self.optimizer,
             &state,
             &to_yaml(&self.config),
+            self.tokenizer.as_deref(),
         )?;
         self.report.message(&format!("saved {}", path.display()));
         Ok(())

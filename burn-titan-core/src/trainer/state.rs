@@ -1,6 +1,7 @@
 //! What a checkpoint of a run holds, and how it goes in and out.
 
 use std::collections::HashSet;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
@@ -10,13 +11,16 @@ use serde_json::Value;
 use super::prepare::first_difference;
 use super::{TrainError, checkpoint_dir};
 use crate::checkpoint::{
-    self, CheckpointContent, CheckpointError, DEFAULT_MAX_FILE_BYTES, HostDtype,
+    self, CheckpointContent, CheckpointError, DEFAULT_MAX_FILE_BYTES, DeferredTensor, HostDtype,
 };
 use crate::config::Config;
-use crate::data::Cursor;
-use crate::executor::{Executor, ParameterStore};
+use crate::data::{Cursor, TokenizerError};
+use crate::executor::{Executor, ParameterStore, on_host};
 use crate::model::Model;
 use crate::optim::Optimizer;
+
+/// The copy of the run's tokenizer in a checkpoint.
+pub(crate) const TOKENIZER_FILE: &str = "tokenizer.json";
 
 /// Where a run stands, beside its tensors.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -39,22 +43,39 @@ impl TrainState {
     }
 }
 
+/// The contents of the run's tokenizer, which every checkpoint of it gets a copy of.
+pub(super) fn tokenizer_of(config: &Config) -> Result<Option<Vec<u8>>, TrainError> {
+    let Some(path) = &config.data.tokenizer else { return Ok(None) };
+    let read = fs::read(path);
+    let read = read.map_err(|source| TokenizerError::Read { path: path.clone(), source })?;
+    Ok(Some(read))
+}
+
 pub(super) fn save(
     config: &Config,
     executor: &Executor,
     optimizer: &Optimizer,
     state: &TrainState,
     config_yaml: &str,
+    tokenizer: Option<&[u8]>,
 ) -> Result<PathBuf, TrainError> {
+    let model: Result<Vec<DeferredTensor<TrainError>>, _> = executor
+        .parameters
+        .iter()
+        .map(|p| DeferredTensor::f32(&p.spec.name, &p.spec.shape, || on_host(p.value())))
+        .collect();
+    let files: Vec<(&str, &[u8])> =
+        tokenizer.iter().map(|contents| (TOKENIZER_FILE, *contents)).collect();
     let content = CheckpointContent {
         step: state.step,
-        model: &executor.parameters.to_host()?,
-        optimizer: &optimizer.to_host(&executor.model().parameters())?,
+        model: model?,
+        optimizer: optimizer.deferred(&executor.model().parameters())?,
         state: &state.to_json()?,
         config_yaml,
+        further_files: &files,
         max_file_bytes: DEFAULT_MAX_FILE_BYTES,
     };
-    Ok(checkpoint::save(&checkpoint_dir(config), config.checkpoint.keep_latest_k, &content)?)
+    checkpoint::save(&checkpoint_dir(config), config.checkpoint.keep_latest_k, content)
 }
 
 pub(super) fn load(
