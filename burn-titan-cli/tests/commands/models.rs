@@ -70,6 +70,35 @@ fn a_checkpoint_brings_its_own_tokenizer() {
     assert_eq!(sandbox.read("other/tokenizer.json"), b"another one");
 }
 
+/// The logits of an evaluation give its loss, and nothing of the padding is among them.
+#[test]
+fn logits_are_those_of_the_loss() {
+    let sandbox = Sandbox::trained();
+    // Not packed, 3 documents in batches of 2: the fourth row is padding.
+    let lines: String = (1..4).map(|n| format!("{{\"text\": \"Line {n}.\"}}\n")).collect();
+    sandbox.write("three.jsonl", lines.as_bytes());
+    sandbox.succeed(&["train", "run.yaml", "data.pack=false", "run.output_dir=unpacked"]);
+    let words = ["--checkpoint", "unpacked", "--data", "three.jsonl"];
+    let plain = eval(&sandbox, &words);
+    let with_logits = eval(&sandbox, &[&words[..], &["--logits", "logits.safetensors"]].concat());
+    assert_eq!(plain["tokens"], with_logits["tokens"]);
+    let loss = |result: &Value| result["loss"].as_f64().expect("a loss");
+    let (a, b) = (loss(&plain), loss(&with_logits));
+    assert!((a - b).abs() < 1e-6 * a, "{a} and {b}");
+    let shape = |name: &str| {
+        let file = TensorFile::open(&sandbox.path("logits.safetensors")).expect("a tensor file");
+        file.view(name).map(|view| view.shape.to_vec()).map_err(|error| error.to_string())
+    };
+    assert_eq!(shape("logits"), Ok(vec![3, 32, 2048]));
+    sandbox.write("ids.json", b"[[1, 2, 3], [7], [5, 4]]");
+    let words = ["--checkpoint", "unpacked", "--token-ids", "ids.json"];
+    let a = loss(&eval(&sandbox, &words));
+    let b = loss(&eval(&sandbox, &[&words[..], &["--logits", "logits.safetensors"]].concat()));
+    assert!((a - b).abs() < 1e-6 * a, "{a} and {b}");
+    let shapes = ["logits.0", "logits.1", "logits.2"].map(|name| shape(name).expect("a tensor"));
+    assert_eq!(shapes, [[3, 2048], [1, 2048], [2, 2048]]);
+}
+
 /// The name of a folder goes into no file.
 #[cfg(target_os = "linux")]
 #[test]

@@ -1,12 +1,14 @@
 //! The loss of a model on a file.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
+use rayon::prelude::*;
 use serde::Serialize;
 
 use super::{DEFAULT_SEQ_LEN, LoadedModel, chosen_tokenizer};
-use crate::checkpoint::HostTensor;
+use crate::checkpoint::{HostDtype, HostTensor};
 use crate::config::{DataConfig, SourceConfig, SourceFormat, TokenDtype};
 use crate::data::{Batch, DataError, IGNORE, Loader, LoaderOptions, StreamOptions};
 use crate::model::{Context, HeadOutput, Stream};
@@ -68,7 +70,9 @@ impl Reading {
 }
 
 /// Measures a model. Logits, if asked for, are one f32 tensor a sequence, `logits.0` on, `[seq,
-/// vocab]`; or one tensor `logits`, `[sequences, seq, vocab]`, where all sequences are equally long.
+/// vocab]`; or one tensor `logits`, `[sequences, seq, vocab]`, where all sequences are equally long. The
+/// loss is then taken from the logits, in f64: it may differ in the last digits of an f32. Of a file's
+/// sequences, those that are padding alone are left out.
 ///
 /// # Errors
 /// Data that cannot be read, or that has no token to predict.
@@ -77,18 +81,18 @@ pub fn evaluate(
     data: &EvalData,
     want_logits: bool,
 ) -> Result<(EvalResult, Vec<HostTensor>), TrainError> {
-    let mut sum = Sum { model, loss: 0.0, tokens: 0, logits: want_logits.then(Vec::new) };
+    let mut sum = Sum { model, loss: 0.0, tokens: 0, logits: want_logits.then(Logits::default) };
     match data {
         EvalData::TokenIds(path) => {
             for sequence in read_token_ids(path, model.executor.model().vocab_size)? {
-                sum.add(&whole_sequence(&sequence))?;
+                sum.add(&whole_sequence(&sequence), |_| true);
             }
         }
         EvalData::File { path, reading, tokenizer } => {
             let options = loader_options(model, path, reading, *tokenizer)?;
             let mut loader = Loader::spawn(options).map_err(by_options)?;
             while let Some(batch) = loader.next()? {
-                sum.add(&batch)?;
+                sum.add(&batch, |targets| targets.iter().any(|target| *target != IGNORE));
             }
         }
     }
@@ -101,7 +105,7 @@ pub fn evaluate(
     }
     let loss = sum.loss / sum.tokens as f64;
     let result = EvalResult { loss, perplexity: loss.exp(), tokens: sum.tokens };
-    let logits = sum.logits.map_or(Ok(vec![]), joined)?;
+    let logits = sum.logits.map_or(Ok(vec![]), |logits| logits.tensors(model))?;
     Ok((result, logits))
 }
 
@@ -109,50 +113,95 @@ struct Sum<'a> {
     model: &'a LoadedModel,
     loss: f64,
     tokens: usize,
-    logits: Option<Vec<(Vec<usize>, Vec<f32>)>>,
+    logits: Option<Logits>,
 }
 
 impl Sum<'_> {
-    fn add(&mut self, batch: &Batch) -> Result<(), TrainError> {
-        let executor = &self.model.executor;
-        let context = Context::new(batch, HeadOutput::Loss, executor.device());
-        self.loss += loss_of(executor.forward(&context));
+    /// Adds a batch; the logits of a row are kept where `keeps` says so of the row's targets.
+    fn add(&mut self, batch: &Batch, keeps: impl Fn(&[u32]) -> bool) {
         self.tokens += batch.valid_tokens;
-        if let Some(all) = &mut self.logits {
-            let context = Context::new(batch, HeadOutput::Logits, executor.device());
-            let values = logits_of(executor.forward(&context));
-            let vocab = executor.model().vocab_size;
-            for row in values.chunks_exact(batch.seq * vocab) {
-                all.push((vec![batch.seq, vocab], row.to_vec()));
+        let executor = &self.model.executor;
+        let Some(kept) = &mut self.logits else {
+            let context = Context::new(batch, HeadOutput::Loss, executor.device());
+            self.loss += loss_of(executor.forward(&context));
+            return;
+        };
+        let context = Context::new(batch, HeadOutput::Logits, executor.device());
+        let values = logits_of(executor.forward(&context), 0..batch.seq);
+        let vocab = executor.model().vocab_size;
+        self.loss += cross_entropy(&values, vocab, &batch.targets);
+        let rows = values.chunks_exact(batch.seq * vocab);
+        for (row, targets) in rows.zip(batch.targets.chunks_exact(batch.seq)) {
+            if keeps(targets) {
+                kept.add(batch.seq, row);
             }
         }
-        Ok(())
     }
 }
 
-/// The logits that the last unit gave, `[batch, seq, vocab]` row-major.
-pub(super) fn logits_of(stream: Stream) -> Vec<f32> {
+/// The logits of sequences, one after another as little-endian f32.
+#[derive(Default)]
+struct Logits {
+    /// Length of each sequence.
+    lengths: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl Logits {
+    fn add(&mut self, seq: usize, values: &[f32]) {
+        self.lengths.push(seq);
+        self.bytes.reserve(values.len() * 4);
+        self.bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+    }
+
+    /// One tensor of all sequences if they are equally long, or else one of each.
+    fn tensors(mut self, model: &LoadedModel) -> Result<Vec<HostTensor>, TrainError> {
+        let vocab = model.executor.model().vocab_size;
+        let equal = self.lengths.windows(2).all(|pair| pair[0] == pair[1]);
+        if equal && let Some(seq) = self.lengths.first() {
+            let shape = [self.lengths.len(), *seq, vocab];
+            let tensor = HostTensor::from_bytes("logits", HostDtype::F32, &shape, self.bytes)?;
+            return Ok(vec![tensor]);
+        }
+        let mut tensors = Vec::new();
+        for (i, seq) in self.lengths.iter().enumerate().rev() {
+            let bytes = self.bytes.split_off(self.bytes.len() - seq * vocab * 4);
+            let name = format!("logits.{i}");
+            tensors.push(HostTensor::from_bytes(name, HostDtype::F32, &[*seq, vocab], bytes)?);
+        }
+        tensors.reverse();
+        Ok(tensors)
+    }
+}
+
+/// The summed cross-entropy of logits, in nats, over the targets that count.
+fn cross_entropy(logits: &[f32], vocab: usize, targets: &[u32]) -> f64 {
+    let losses: Vec<f64> = logits
+        .par_chunks_exact(vocab)
+        .zip(targets)
+        .filter(|(_, target)| **target != IGNORE)
+        .map(|(row, target)| {
+            let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let exp = |value: &f32| f64::from(value - largest).exp();
+            let sum: f64 = row.iter().map(exp).sum();
+            sum.ln() - f64::from(row[*target as usize] - largest)
+        })
+        .collect();
+    losses.iter().sum()
+}
+
+/// The logits that the last unit gave, of these positions of each row: `[batch, positions, vocab]`,
+/// row-major.
+pub(super) fn logits_of(stream: Stream, positions: Range<usize>) -> Vec<f32> {
     match stream {
         Stream::Logits(logits) => {
-            let [batch, seq, vocab] = logits.dims();
-            let flat = logits.cast(DType::F32).reshape([batch * seq * vocab]);
+            let logits = logits.slice_dim(1, positions);
+            let elements: usize = logits.dims().iter().product();
+            let flat = logits.cast(DType::F32).reshape([elements]);
             crate::executor::on_host(flat)
         }
         other => unreachable!("the head was asked for logits, but gave {other:?}"),
     }
-}
-
-fn joined(rows: Vec<(Vec<usize>, Vec<f32>)>) -> Result<Vec<HostTensor>, TrainError> {
-    let equal = rows.windows(2).all(|pair| pair[0].0 == pair[1].0);
-    if equal && let Some((shape, _)) = rows.first() {
-        let shape = [rows.len(), shape[0], shape[1]];
-        let values: Vec<f32> = rows.into_iter().flat_map(|(_, values)| values).collect();
-        return Ok(vec![HostTensor::from_f32("logits", &shape, &values)?]);
-    }
-    rows.iter()
-        .enumerate()
-        .map(|(i, (shape, values))| Ok(HostTensor::from_f32(format!("logits.{i}"), shape, values)?))
-        .collect()
 }
 
 fn read_token_ids(path: &Path, vocab: usize) -> Result<Vec<Vec<u32>>, TrainError> {

@@ -55,8 +55,8 @@ pub fn generate(
         let start = tokens.len().saturating_sub(window);
         let batch = whole_sequence(&tokens[start..]);
         let context = Context::new(&batch, HeadOutput::Logits, model.executor.device());
-        let logits = logits_of(model.executor.forward(&context));
-        let next = sampler.sample(&logits[logits.len() - spec.vocab_size..])?;
+        let last = batch.seq - 1..batch.seq;
+        let next = sampler.sample(&logits_of(model.executor.forward(&context), last))?;
         if Some(next) == eos {
             break;
         }
