@@ -4,5 +4,6 @@ mod broken;
 mod convert;
 mod generate;
 mod models;
+mod limits;
 mod sandbox;
 mod train;

@@ -16,6 +16,12 @@ use super::source::SourceMap;
 /// Ranks that share a global batch: this version runs on one.
 const DATA_PARALLEL_RANKS: usize = 1;
 
+/// Most tokens of a micro-batch, 2^24: their logits alone would fill any device.
+const MAX_MICRO_BATCH_TOKENS: usize = 1 << 24;
+
+/// Most micro-batches of a step. The program of a step lists the work of each.
+const MAX_MICRO_BATCHES: usize = 1 << 16;
+
 /// Adds everything that is wrong across the fields of `config` to `problems`.
 pub(super) fn check(
     config: &Config,
@@ -27,7 +33,9 @@ pub(super) fn check(
     let mut rules = Rules { config, source, broken, problems, checks };
     rules.run_name();
     rules.data();
+    rules.micro_batch();
     rules.global_batch();
+    rules.optimizer_eps();
     rules.warmup();
     rules.validation();
     rules.optimizer_groups();
@@ -137,6 +145,22 @@ impl Rules<'_> {
         }
     }
 
+    fn micro_batch(&mut self) {
+        const KEYS: [&str; 2] = ["training.local_batch_size", "training.seq_len"];
+        let training = &self.config.training;
+        let (local, seq_len) = (training.local_batch_size, training.seq_len);
+        let tokens = local.checked_mul(seq_len);
+        if !self.usable(&KEYS) || tokens.is_some_and(|tokens| tokens <= MAX_MICRO_BATCH_TOKENS) {
+            return;
+        }
+        let message = format!(
+            "a micro-batch of {local} x {seq_len} tokens is too large: at most \
+             {MAX_MICRO_BATCH_TOKENS} tokens are possible"
+        );
+        let hint = "lower `training.local_batch_size` or `training.seq_len`";
+        self.report(&KEYS, &message, Some(hint));
+    }
+
     fn global_batch(&mut self) {
         const KEYS: [&str; 2] = ["training.global_batch_size", "training.local_batch_size"];
         let local = self.config.training.local_batch_size;
@@ -144,7 +168,19 @@ impl Rules<'_> {
         let Some(unit) = local.checked_mul(DATA_PARALLEL_RANKS).filter(|unit| *unit > 0) else {
             return;
         };
-        if !self.usable(&KEYS) || global % unit == 0 {
+        if !self.usable(&KEYS) {
+            return;
+        }
+        if global / unit > MAX_MICRO_BATCHES {
+            let message = format!(
+                "a global batch of {global} sequences is {} micro-batches of {unit}, but at most \
+                 {MAX_MICRO_BATCHES} are possible",
+                global / unit
+            );
+            let hint = "lower `training.global_batch_size`, or raise `training.local_batch_size`";
+            return self.report(&KEYS, &message, Some(hint));
+        }
+        if global % unit == 0 {
             return;
         }
         let message = format!(
@@ -160,6 +196,21 @@ impl Rules<'_> {
         self.report(&KEYS, &message, Some(&hint));
     }
 
+    /// The optimizer divides by it in single precision, where a smaller number is 0.
+    fn optimizer_eps(&mut self) {
+        const KEY: &str = "optimizer.eps";
+        let eps = self.config.optimizer.eps;
+        let single = eps as f32;
+        if self.usable(&[KEY]) && !(single.is_finite() && single >= f32::MIN_POSITIVE) {
+            let message = format!(
+                "`{KEY}`: expected a number from {:e} to {:e} (single precision), found {eps:e}",
+                f32::MIN_POSITIVE,
+                f32::MAX
+            );
+            self.report(&[KEY], &message, Some("1e-8 is usual"));
+        }
+    }
+
     fn warmup(&mut self) {
         const KEYS: [&str; 2] = ["lr_scheduler.warmup_steps", "training.steps"];
         let (warmup, steps) = (self.config.lr_scheduler.warmup_steps, self.config.training.steps);
@@ -169,11 +220,8 @@ impl Rules<'_> {
                 "warm-up ({warmup} step{plural}) must be shorter than the run \
                  (training.steps = {steps})"
             );
-            self.report(
-                &KEYS,
-                &message,
-                Some("lower `lr_scheduler.warmup_steps`; 0 is no warm-up"),
-            );
+            let hint = "lower it; `lr_scheduler.warmup_steps=0` is no warm-up";
+            self.report(&KEYS, &message, Some(hint));
         }
     }
 

@@ -1,4 +1,4 @@
-//! Memory of this process.
+//! Memory of this process and of its machine.
 
 /// Resident memory of this process, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,13 +23,23 @@ pub fn memory_use() -> Option<MemoryUse> {
     parse(&std::fs::read_to_string("/proc/self/status").ok()?)
 }
 
+/// Physical memory of the machine, in bytes, as Linux counts it (`MemTotal` of
+/// [`/proc/meminfo`](https://man7.org/linux/man-pages/man5/proc_meminfo.5.html)); `None` on other
+/// systems.
+pub fn physical_memory() -> Option<u64> {
+    bytes_of(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemTotal")
+}
+
 fn parse(status: &str) -> Option<MemoryUse> {
-    let bytes = |key: &str| -> Option<u64> {
-        let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
-        let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-        kibibytes.checked_mul(1024)
-    };
+    let bytes = |key| bytes_of(status, key);
     Some(MemoryUse { current_bytes: bytes("VmRSS")?, peak_bytes: bytes("VmHWM")? })
+}
+
+/// The bytes that a line `key: 123 kB` says.
+fn bytes_of(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kibibytes.checked_mul(1024)
 }
 
 #[cfg(test)]
@@ -43,6 +53,12 @@ mod tests {
         for broken in ["", "VmHWM:\t20 kB\n", "VmHWM: 20 kB\nVmRSS: x kB\n", "VmHWM 2\nVmRSS: 3"] {
             assert_eq!(parse(broken), None);
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_machine_has_more_than_the_process() {
+        assert!(physical_memory().unwrap() > memory_use().unwrap().current_bytes);
     }
 
     #[cfg(target_os = "linux")]

@@ -11,6 +11,6 @@ mod tensorboard;
 
 pub use jsonl::{MetricsError, MetricsLog, StepMetrics, read_metrics};
 pub use loss_svg::{render_loss_svg, write_loss_svg};
-pub use memory::{MemoryUse, memory_use};
+pub use memory::{MemoryUse, memory_use, physical_memory};
 pub use progress::Progress;
 pub use tensorboard::EventWriter;

@@ -89,6 +89,20 @@ pub enum TrainError {
         /// Name of the state, `<parameter>.<state>`.
         state: String,
     },
+    /// The parameters and what training keeps beside them do not fit into the machine.
+    #[error(
+        "model: training {parameters} parameters takes at least {:.1} GiB for weights, gradients and the optimizer's state, but this machine has {:.1} GiB of memory: choose a smaller model, or a larger machine",
+        gib(*needed),
+        gib(*available)
+    )]
+    TooLarge {
+        /// Parameters of the model.
+        parameters: u64,
+        /// Bytes needed.
+        needed: u64,
+        /// Physical memory, in bytes.
+        available: u64,
+    },
     /// The training data ended.
     #[error(
         "step {step}: the training data ended; this is a fault of burn-titan, please report it"
@@ -150,6 +164,10 @@ impl TrainError {
             _ => 2,
         }
     }
+}
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / (1u64 << 30) as f64
 }
 
 /// A choice of the config as it is written there.

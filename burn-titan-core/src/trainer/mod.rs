@@ -1,6 +1,7 @@
 //! A training run: reads its config, resumes, steps, validates, saves.
 
 mod error;
+mod fits;
 mod prepare;
 mod report;
 mod state;
@@ -26,7 +27,7 @@ use crate::hf::HfFolder;
 use crate::lr_schedule;
 use crate::metrics::StepMetrics;
 use crate::model::{Context, HeadOutput, Model, Registry, Stream};
-use crate::optim::Optimizer;
+use crate::optim::{Optimizer, parameter_rules};
 
 /// What a finished run reached.
 #[derive(Debug, Clone, PartialEq)]
@@ -116,6 +117,8 @@ impl Trainer {
         )?;
         let tokenizer = state::tokenizer_of(&config)?;
         let specs = model.parameters();
+        let rules = parameter_rules(&config.optimizer, &specs)?;
+        fits::check(config.training.device, &specs, &rules)?;
         let mut optimizer = Optimizer::new(&config.optimizer, &specs)?;
         let (parameters, state) = match &resume {
             Some(folder) => {

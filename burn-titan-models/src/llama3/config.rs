@@ -3,6 +3,9 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+/// Most transformer blocks; each has modules of its own, which a check of the config builds.
+const MAX_LAYERS: usize = 10_000;
+
 /// The shape of a Llama 3 model.
 ///
 /// The sizes are those of [The Llama 3 Herd of Models](https://arxiv.org/abs/2407.21783), table 3, and
@@ -198,10 +201,31 @@ impl LlamaConfig {
             let message = format!("is {}: expected an even number, for RoPE", self.head_dim);
             report("head_dim", message);
         }
+        for (field, size, most) in [
+            ("n_layers", self.n_layers, MAX_LAYERS),
+            // Token ids are 32-bit integers on devices.
+            ("vocab_size", self.vocab_size, i32::MAX as usize),
+        ] {
+            if size > most {
+                report(field, format!("is {size}: expected at most {most}"));
+            }
+        }
+        let above_zero = |value: f64| value.is_finite() && value > 0.0;
         for (field, value) in [("norm_eps", self.norm_eps), ("rope_theta", self.rope_theta)] {
-            if !(value.is_finite() && value > 0.0) {
+            if !above_zero(value) {
                 report(field, format!("is {value}: expected a number above 0"));
             }
+        }
+        // It is added in single precision, where a smaller number is 0.
+        let eps = self.norm_eps as f32;
+        if above_zero(self.norm_eps) && !(eps.is_finite() && eps >= f32::MIN_POSITIVE) {
+            let message = format!(
+                "is {:e}: expected a number from {:e} to {:e} (single precision)",
+                self.norm_eps,
+                f32::MIN_POSITIVE,
+                f32::MAX
+            );
+            report("norm_eps", message);
         }
         if let Some(message) = self.rope_scaling.and_then(|scaling| scaling.problem()) {
             report("rope_scaling", message);
@@ -261,7 +285,7 @@ mod tests {
     fn every_broken_size_is_named() {
         type Change = fn(&mut LlamaConfig);
         let scaling = |config: &mut LlamaConfig| config.rope_scaling.unwrap();
-        let cases: [(&str, &str, Change); 12] = [
+        let cases: [(&str, &str, Change); 16] = [
             ("dim", "is 0: expected at least 1", |c| c.dim = 0),
             ("n_layers", "is 0: expected at least 1", |c| c.n_layers = 0),
             ("n_kv_heads", "is 0: expected at least 1", |c| c.n_kv_heads = 0),
@@ -278,7 +302,21 @@ mod tests {
             ("head_dim", "is 15: expected an even number, for RoPE", |c| c.head_dim = 15),
             ("vocab_size", "is 0: expected at least 1", |c| c.vocab_size = 0),
             ("max_seq_len", "is 0: expected at least 1", |c| c.max_seq_len = 0),
+            ("n_layers", "is 10001: expected at most 10000", |c| c.n_layers = 10_001),
+            ("vocab_size", "is 2147483648: expected at most 2147483647", |c| {
+                c.vocab_size = 1 << 31
+            }),
             ("norm_eps", "is NaN: expected a number above 0", |c| c.norm_eps = f64::NAN),
+            (
+                "norm_eps",
+                "is 1e-50: expected a number from 1.1754944e-38 to 3.4028235e38 (single precision)",
+                |c| c.norm_eps = 1e-50,
+            ),
+            (
+                "norm_eps",
+                "is 1e39: expected a number from 1.1754944e-38 to 3.4028235e38 (single precision)",
+                |c| c.norm_eps = 1e39,
+            ),
             ("rope_theta", "is 0: expected a number above 0", |c| c.rope_theta = 0.0),
             ("dim", "and the other sizes give more parameters than can be counted", |c| {
                 c.ffn_dim = usize::MAX / 2;

@@ -29,7 +29,7 @@ pub struct DataConfig {
     /// document is cut into pieces of at most one sequence and padded.
     pub pack: bool,
     /// Batches made ready ahead of the step by the background thread.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1024))]
     pub prefetch_batches: usize,
 }
 

@@ -30,7 +30,7 @@ pub struct OptimizerConfig {
     /// Muon: whether the update looks ahead by Nesterov's rule.
     pub nesterov: bool,
     /// Muon: Newton-Schulz iterations.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 100))]
     pub ns_steps: usize,
     /// Muon: how the learning rate follows a matrix's shape.
     pub adjust_lr: MuonAdjustLr,

@@ -324,6 +324,7 @@ mod tests {
             ("vocab_size", json!("many"), "is \"many\": expected a whole number of at least 0"),
             ("rms_norm_eps", json!([]), "is []: expected a number"),
             ("rms_norm_eps", json!(0.0), "is 0: expected a number above 0"),
+            ("num_hidden_layers", json!(1_000_000_000), "is 1000000000: expected at most 10000"),
             ("tie_word_embeddings", json!(1), "is 1: expected true or false"),
             ("rope_scaling", json!(8), "is 8: expected an object"),
             (
