@@ -79,6 +79,20 @@ pub struct FileFingerprint {
     pub bytes: u64,
 }
 
+impl Cursor {
+    /// Checks that there is a place for each source; one without would start again.
+    ///
+    /// # Errors
+    /// [`DataError::CursorPlaces`].
+    pub(crate) fn check_places(&self) -> Result<(), DataError> {
+        let (places, sources) = (self.sources.len(), self.identity.sources.len());
+        if places == sources {
+            return Ok(());
+        }
+        Err(DataError::CursorPlaces { places, sources })
+    }
+}
+
 impl StreamIdentity {
     /// Checks that a stream which was made of `self` can go on as one that is made of `now`.
     ///
@@ -241,6 +255,25 @@ mod tests {
             files(|files| files.push(FileFingerprint { name: "c.jsonl".into(), bytes: 1 })),
             message("\"c.jsonl\" has been added")
         );
+    }
+
+    #[test]
+    fn a_source_without_a_place_is_refused() {
+        let cursor = |places| Cursor {
+            samples: 0,
+            sources: vec![SourceCursor::default(); places],
+            identity: Arc::new(identity()),
+        };
+        cursor(1).check_places().unwrap();
+        for places in [0, 2] {
+            assert_eq!(
+                cursor(places).check_places().unwrap_err().to_string(),
+                format!(
+                    "the checkpoint's data cursor has places in {places} sources, but was made of \
+                     1: the checkpoint was altered, so restore it, or start a new run"
+                )
+            );
+        }
     }
 
     #[test]

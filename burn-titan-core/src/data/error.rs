@@ -140,6 +140,12 @@ pub enum DataError {
          altered, so restore it, or start a new run"
     )]
     CursorBeyond { path: PathBuf, what: String },
+    /// A cursor that says nothing of some of its sources.
+    #[error(
+        "the checkpoint's data cursor has places in {places} sources, but was made of {sources}: the \
+         checkpoint was altered, so restore it, or start a new run"
+    )]
+    CursorPlaces { places: usize, sources: usize },
     /// No thread.
     #[error("cannot start the data thread: {0}")]
     Thread(io::Error),

@@ -1,7 +1,5 @@
 //! A background thread that keeps batches ready.
 
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
@@ -10,6 +8,7 @@ use super::documents::DocumentRef;
 use super::error::DataError;
 use super::pack::Rows;
 use super::stream::{SampleStream, StreamOptions};
+use crate::quiet;
 
 /// What a [`Loader`] loads.
 #[derive(Debug, Clone)]
@@ -140,22 +139,13 @@ impl Drop for Loader {
 /// Sends batches until the receiver is gone, the pass has ended, or something went wrong.
 fn deliver(mut batches: impl Iterator<Item = Delivery>, sender: &SyncSender<Delivery>) {
     loop {
-        let delivery = catch_unwind(AssertUnwindSafe(|| batches.next().unwrap_or(Ok(None))));
-        let delivery = delivery.unwrap_or_else(|panic| {
-            Err(DataError::Panicked { message: panic_message(panic.as_ref()) })
-        });
+        let delivery = quiet::catch_message(|| batches.next().unwrap_or(Ok(None)));
+        let delivery = delivery.unwrap_or_else(|message| Err(DataError::Panicked { message }));
         let last = !matches!(delivery, Ok(Some(_)));
         if sender.send(delivery).is_err() || last {
             return;
         }
     }
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
-        .to_owned()
 }
 
 /// The batches of one rank.

@@ -171,6 +171,7 @@ impl SampleStream {
         let identity = Arc::new(options.identity(&files));
         if let Some(cursor) = cursor {
             cursor.identity.check(&identity)?;
+            cursor.check_places()?;
         }
         let open = |(index, source): (usize, &Arc<SourceFiles>)| {
             let at = cursor.and_then(|cursor| cursor.sources.get(index));

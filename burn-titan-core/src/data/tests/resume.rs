@@ -2,6 +2,7 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use super::*;
+use crate::data::DataError;
 use crate::data::cursor::Cursor;
 use crate::data::pack::Sample;
 
@@ -195,4 +196,10 @@ fn altered_cursors_are_refused() {
     // More tokens than an address can count must not wrap around.
     let error = refuse(&flat, None, 0, u64::MAX);
     assert_eq!(error, format!("token {} of document 0, which has 4", u64::MAX));
+    // A source without a place must not start again unasked.
+    let options = options(vec![source(&path), source(&flat)], 3);
+    let mut cursor = SampleStream::open(&options, None).unwrap().cursor();
+    cursor.sources.pop();
+    let error = SampleStream::open(&options, Some(&cursor)).err().unwrap();
+    assert!(matches!(error, DataError::CursorPlaces { places: 1, sources: 2 }), "{error}");
 }
