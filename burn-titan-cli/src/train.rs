@@ -11,6 +11,14 @@ use crate::output;
 pub fn train(registry: &Registry, arguments: &ConfigArguments) -> Result<(), TrainError> {
     let prepared = prepare(&arguments.config, &arguments.overrides, registry)?;
     let summary = trainer::train(prepared, registry)?;
+    if summary.loss.is_none() {
+        return output::line(&format!(
+            "the run is complete: {steps} of {steps} steps were done before; raise training.steps to \
+             go on, or see {folder}",
+            steps = summary.steps,
+            folder = summary.output_dir.display()
+        ));
+    }
     let loss = |loss: Option<f64>| loss.map_or("none".to_string(), |loss| format!("{loss:.4}"));
     output::line(&format!(
         "{} steps; loss {}, validation loss {}; see {}",

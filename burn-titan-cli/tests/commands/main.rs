@@ -2,8 +2,9 @@
 
 mod broken;
 mod convert;
+mod folders;
 mod generate;
-mod models;
 mod limits;
+mod models;
 mod sandbox;
 mod train;

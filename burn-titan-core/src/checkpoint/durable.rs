@@ -1,6 +1,6 @@
 //! Files that are on the disk, not only in the page cache, when a function returns.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -141,6 +141,31 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<(), FileError> {
             .map_err(|e| FileError::new(folder, "sync the folder", e))?;
     }
     Ok(())
+}
+
+/// What came of an attempt to lock a file.
+#[derive(Debug)]
+pub(crate) enum Lock {
+    /// Held until the file is closed, also by the death of the process.
+    Held(File),
+    /// Another process holds it.
+    Busy,
+    /// The file system has no locks.
+    Unsupported,
+}
+
+/// Takes the exclusive lock of a file, which is made where it does not exist.
+///
+/// # Errors
+/// [`FileError`] where the file cannot be made.
+pub(crate) fn lock_file(path: &Path) -> Result<Lock, FileError> {
+    let file = File::options().create(true).append(true).open(path);
+    let file = file.map_err(|error| FileError::new(path, "create the file", error))?;
+    Ok(match file.try_lock() {
+        Ok(()) => Lock::Held(file),
+        Err(TryLockError::WouldBlock) => Lock::Busy,
+        Err(TryLockError::Error(_)) => Lock::Unsupported,
+    })
 }
 
 #[cfg(test)]

@@ -10,6 +10,9 @@ use super::index::INDEX_FILE;
 use super::open::read_complete_index;
 use crate::config::schema::Resume;
 
+/// The resolved config that a run leaves in its output folder.
+const RUN_CONFIG: &str = "config.yaml";
+
 /// Folder of the checkpoints in a run's output folder, unless the config says otherwise.
 const DEFAULT_FOLDER: &str = "checkpoint";
 
@@ -201,6 +204,15 @@ pub fn resolve_resume(folder: &Path, resume: Resume) -> Result<Option<PathBuf>, 
     }
 }
 
+/// Folder of the checkpoints of the run that wrote to `output`, as its own config says.
+pub(crate) fn folder_of_run(output: &Path) -> PathBuf {
+    let text = fs::read_to_string(output.join(RUN_CONFIG)).unwrap_or_default();
+    // Only this key is read, so that the config of another version will do.
+    let config: serde_json::Value = serde_yaml::from_str(&text).unwrap_or_default();
+    let folder = config.get("checkpoint").and_then(|section| section.get("folder"));
+    output.join(folder.and_then(|folder| folder.as_str()).unwrap_or(DEFAULT_FOLDER))
+}
+
 /// The checkpoint that a user means by `path`: a step's folder, the newest step of a checkpoint
 /// folder, or the newest step of a run's output folder.
 ///
@@ -214,7 +226,7 @@ pub fn locate(path: &Path) -> Result<PathBuf, CheckpointError> {
         return Ok(path.to_path_buf());
     }
     let mut looked = Vec::new();
-    for folder in [path.to_path_buf(), path.join(DEFAULT_FOLDER)] {
+    for folder in [path.to_path_buf(), folder_of_run(path)] {
         if let Some(entry) = latest(&folder)? {
             return Ok(entry.path);
         }

@@ -36,8 +36,9 @@ mod tests;
 
 pub use deferred::DeferredTensor;
 pub use durable::{FileDigest, FileError};
-pub(crate) use durable::{sync_folder, write_file};
+pub(crate) use durable::{Lock, lock_file, sync_folder, write_file};
 pub use error::CheckpointError;
+pub(crate) use find::folder_of_run;
 pub use find::{CheckpointEntry, latest, list, locate, resolve_resume};
 pub use index::TensorGroup;
 pub use open::{Checkpoint, TensorEntry, open};

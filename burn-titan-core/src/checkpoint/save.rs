@@ -1,13 +1,13 @@
 //! Writing a checkpoint so that a crash at any moment loses nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::deferred::DeferredTensor;
-use super::durable::{FileError, sync_folder, write_file};
+use super::durable::{FileError, Lock, lock_file, sync_folder, write_file};
 use super::error::CheckpointError;
 use super::find::{Aside, FolderName, list, read_folder, step_folder_name};
 use super::index::{
@@ -104,15 +104,10 @@ fn create_folder(folder: &Path) -> Result<(), FileError> {
 /// Takes the folder's lock; it is released when the file is closed, also by the death of the
 /// process. `None` where the file system has no locks.
 fn lock(folder: &Path) -> Result<Option<File>, CheckpointError> {
-    let path = folder.join(LOCK_FILE);
-    let file = File::options().create(true).append(true).open(&path);
-    let file = file.map_err(|error| FileError::new(&path, "create the file", error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => {
-            Err(CheckpointError::Busy { folder: folder.to_path_buf() })
-        }
-        Err(TryLockError::Error(_)) => Ok(None),
+    match lock_file(&folder.join(LOCK_FILE))? {
+        Lock::Held(file) => Ok(Some(file)),
+        Lock::Busy => Err(CheckpointError::Busy { folder: folder.to_path_buf() }),
+        Lock::Unsupported => Ok(None),
     }
 }
 

@@ -436,3 +436,20 @@ fn a_users_folder_is_understood() {
     let message = locate(&file).unwrap_err().to_string();
     assert!(message.starts_with(&format!("{}: cannot list the folder: ", file.display())));
 }
+
+#[test]
+fn a_runs_own_folder_of_checkpoints_is_found() {
+    let run = tempdir().unwrap();
+    let config = run.path().join("config.yaml");
+    let elsewhere = tempdir().unwrap();
+    for (name, folder) in [
+        ("saved", run.path().join("saved")),
+        (elsewhere.path().to_str().unwrap(), elsewhere.path().to_path_buf()),
+    ] {
+        fs::write(&config, format!("unknown: 1\ncheckpoint: {{folder: '{name}'}}\n")).unwrap();
+        let newest = save_step(&folder, 0, 3).unwrap();
+        assert_eq!(locate(run.path()).unwrap(), newest);
+    }
+    fs::write(&config, "checkpoint: [").unwrap();
+    assert!(locate(run.path()).unwrap_err().to_string().contains("/checkpoint (no such folder)"));
+}

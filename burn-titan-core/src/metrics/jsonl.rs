@@ -115,6 +115,15 @@ impl MetricsLog {
         let written = self.file.write_all(&line);
         Ok(written.map_err(|error| FileError::new(&self.path, "write the file", error))?)
     }
+
+    /// Returns when all rows are on the disk, not only with the operating system.
+    ///
+    /// # Errors
+    /// [`MetricsError::File`].
+    pub fn sync(&self) -> Result<(), MetricsError> {
+        let synced = self.file.sync_data();
+        Ok(synced.map_err(|error| FileError::new(&self.path, "write the file", error))?)
+    }
 }
 
 /// Reads all rows of a `metrics.jsonl`; a last line that was cut off is left out, a file that does

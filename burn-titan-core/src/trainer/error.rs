@@ -5,7 +5,7 @@ use burn_titan_parallel::MeshError;
 use burn_titan_parallel::check::ProgramError;
 use thiserror::Error;
 
-use crate::checkpoint::{CheckpointError, TensorError};
+use crate::checkpoint::{CheckpointError, FileError, TensorError};
 use crate::config::{ComputeDtype, ConfigErrors, DeviceKind};
 use crate::data::{Batch, DataError, TokenizerError};
 use crate::executor::NonFinite;
@@ -30,6 +30,9 @@ pub enum TrainError {
     /// A checkpoint cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// A checkpoint cannot be saved.
+    #[error(transparent)]
+    Save(CheckpointError),
     /// A Hugging Face folder cannot be read or written.
     #[error(transparent)]
     Hf(#[from] HfError),
@@ -45,6 +48,39 @@ pub enum TrainError {
     /// A metrics file cannot be read or written.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
+    /// A step cannot be recorded.
+    #[error(transparent)]
+    Record(MetricsError),
+    /// Another process runs in the output folder.
+    #[error(
+        "{folder}: another run is writing to this folder: wait for its end, or give this run another run.name or run.output_dir"
+    )]
+    Busy {
+        /// The output folder.
+        folder: String,
+    },
+    /// A run would start from step 0 in the folder of one that can be continued.
+    #[error(
+        "{folder}: the folder holds an earlier run, whose newest checkpoint is {newest}, but this run neither continues it nor may overwrite its metrics: choose another run.name or run.output_dir, or delete the folder"
+    )]
+    HoldsRun {
+        /// The output folder.
+        folder: String,
+        /// Folder of the newest checkpoint in it.
+        newest: String,
+    },
+    /// The run to continue is longer than the config asks for.
+    #[error(
+        "training.steps: {checkpoint} has {step} steps done, but the config says {steps}: raise training.steps to {step} or more, or start a run of another run.name"
+    )]
+    PastEnd {
+        /// Folder of the checkpoint.
+        checkpoint: String,
+        /// Its steps.
+        step: u64,
+        /// Steps of the config.
+        steps: u64,
+    },
     /// The device is not there.
     #[error("training.device: {0}")]
     Device(#[from] DeviceError),
@@ -157,10 +193,16 @@ impl NonFiniteStep {
 
 impl TrainError {
     /// The process's exit code: 2 for what the user gave (config, data, checkpoints, devices), 1 for
-    /// what went wrong in the run.
+    /// what went wrong in the run: a full disk, a folder in use, a fault of the program.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::NonFinite(_) | Self::DataEnded { .. } | Self::Program(_) => 1,
+            Self::Save(_) | Self::Record(_) | Self::Busy { .. } => 1,
+            Self::Data(DataError::Panicked { .. } | DataError::Thread(_) | DataError::Stopped) => 1,
+            Self::Checkpoint(CheckpointError::Busy { .. }) => 1,
+            Self::Checkpoint(CheckpointError::File(FileError::DiskFull { .. }))
+            | Self::Metrics(MetricsError::File(FileError::DiskFull { .. }))
+            | Self::Hf(HfError::File(FileError::DiskFull { .. })) => 1,
             _ => 2,
         }
     }
@@ -176,4 +218,34 @@ fn name(choice: &impl serde::Serialize) -> String {
         .ok()
         .and_then(|value| value.as_str().map(String::from))
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_of_the_run_are_told_from_those_of_the_input() {
+        let path = std::path::PathBuf::from("x");
+        let full = || FileError::DiskFull { path: path.clone() };
+        let denied = || FileError::Permission { path: path.clone(), action: "read the file" };
+        let busy = CheckpointError::Busy { folder: path.clone() };
+        let ones = [
+            TrainError::Save(CheckpointError::File(denied())),
+            TrainError::Checkpoint(CheckpointError::File(full())),
+            TrainError::Checkpoint(busy),
+            TrainError::Record(MetricsError::File(denied())),
+            TrainError::Metrics(MetricsError::File(full())),
+            TrainError::Data(DataError::Panicked { message: String::new() }),
+            TrainError::Busy { folder: String::new() },
+        ];
+        assert!(ones.iter().all(|error| error.exit_code() == 1));
+        let twos = [
+            TrainError::Checkpoint(CheckpointError::File(denied())),
+            TrainError::Metrics(MetricsError::File(denied())),
+            TrainError::Data(DataError::EmptyFolder { path: path.clone() }),
+            TrainError::PastEnd { checkpoint: String::new(), step: 2, steps: 1 },
+        ];
+        assert!(twos.iter().all(|error| error.exit_code() == 2));
+    }
 }

@@ -2,6 +2,7 @@
 
 mod error;
 mod fits;
+mod folder;
 mod prepare;
 mod report;
 mod state;
@@ -17,7 +18,7 @@ pub use prepare::{HF_FLAVOR, Prepared, family, initial_model, prepare};
 use report::Report;
 pub(crate) use state::{TOKENIZER_FILE, TrainState};
 
-use crate::checkpoint::resolve_resume;
+use crate::checkpoint::Lock;
 use crate::config::{
     ActivationCheckpointMode, ComputeDtype, Config, DeviceKind, OnNonFinite, to_yaml,
 };
@@ -80,7 +81,12 @@ fn compute_dtype(compute: ComputeDtype) -> DType {
 /// # Errors
 /// Whatever stops a run: data, checkpoints, a device, a loss that is not finite.
 pub fn train(prepared: Prepared, registry: &Registry) -> Result<TrainSummary, TrainError> {
-    Trainer::new(prepared, registry)?.run()
+    let output_dir = output_dir(&prepared.config);
+    let steps = prepared.config.training.steps as u64;
+    match Trainer::new(prepared, registry)? {
+        Some(trainer) => trainer.run(),
+        None => Ok(TrainSummary { steps, loss: None, validation_loss: None, output_dir }),
+    }
 }
 
 struct Trainer {
@@ -97,18 +103,20 @@ struct Trainer {
     report: Report,
     /// Optimizer steps done.
     step: u64,
+    /// Keeps other runs out of the output folder.
+    _lock: Lock,
 }
 
 impl Trainer {
-    fn new(prepared: Prepared, registry: &Registry) -> Result<Self, TrainError> {
+    /// `None` where all steps are done already.
+    fn new(prepared: Prepared, registry: &Registry) -> Result<Option<Self>, TrainError> {
         let Prepared { config, model } = prepared;
         let device = open_device(config.training.device, config.precision.compute)?;
         let mesh = Mesh::new(prepare::degrees(&config), 1)?;
-        let resume = if config.checkpoint.enable {
-            resolve_resume(&checkpoint_dir(&config), config.checkpoint.resume)?
-        } else {
-            None
-        };
+        let specs = model.parameters();
+        let rules = parameter_rules(&config.optimizer, &specs)?;
+        fits::check(config.training.device, &specs, &rules)?;
+        let (lock, resume) = folder::enter(&config)?;
         let stream = StreamOptions::training(
             &config.data,
             model.vocab_size,
@@ -116,15 +124,19 @@ impl Trainer {
             config.training.seed,
         )?;
         let tokenizer = state::tokenizer_of(&config)?;
-        let specs = model.parameters();
-        let rules = parameter_rules(&config.optimizer, &specs)?;
-        fits::check(config.training.device, &specs, &rules)?;
         let mut optimizer = Optimizer::new(&config.optimizer, &specs)?;
-        let (parameters, state) = match &resume {
-            Some(folder) => {
-                let (parameters, state) = state::load(folder, &model, &mut optimizer, &device)?;
-                (parameters, Some(state))
-            }
+        let resumed = match &resume {
+            Some(folder) => Some(state::load(folder, &model, &mut optimizer, &device)?),
+            None => None,
+        };
+        if let Some(resumed) = &resumed
+            && resumed.is_complete(&config)?
+        {
+            return Ok(None);
+        }
+        let schedule_change = resumed.as_ref().and_then(|run| run.schedule_change(&config));
+        let (parameters, state) = match resumed {
+            Some(resumed) => (resumed.parameters, Some(resumed.state)),
             None => (initial_parameters(&config, &model, registry, &device)?, None),
         };
         let step = state.as_ref().map_or(0, |state| state.step);
@@ -144,9 +156,12 @@ impl Trainer {
             cursor: cursor.clone(),
         })?;
         let report = Report::open(&config, &model, step, resume.as_deref())?;
+        if let Some(change) = schedule_change {
+            report.message(&change);
+        }
         let compute = compute_dtype(config.precision.compute);
         let executor = Executor::new(model, parameters, device, compute, Box::new(OneRank));
-        Ok(Self {
+        Ok(Some(Self {
             config,
             executor,
             optimizer,
@@ -157,7 +172,8 @@ impl Trainer {
             cursor,
             report,
             step,
-        })
+            _lock: lock,
+        }))
     }
 
     fn run(mut self) -> Result<TrainSummary, TrainError> {
@@ -289,6 +305,8 @@ impl Trainer {
     }
 
     fn save(&self) -> Result<(), TrainError> {
+        // A resume needs the rows of all steps before its checkpoint.
+        self.report.sync()?;
         let state = TrainState {
             step: self.step,
             updates: self.optimizer.updates(),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use burn_titan_kernels::device::matmul_tflops;
 
-use super::{TrainError, output_dir};
+use super::{TrainError, folder, output_dir};
 use crate::config::{Config, to_yaml};
 use crate::metrics::{
     EventWriter, MetricsLog, Progress, StepMetrics, memory_use, read_metrics, write_loss_svg,
@@ -31,12 +31,9 @@ impl Report {
         resumed: Option<&Path>,
     ) -> Result<Self, TrainError> {
         let folder = output_dir(config);
-        let failed = |e: std::io::Error| TrainError::File {
-            path: folder.display().to_string(),
-            cause: format!("{e}: choose a run.output_dir that can be written"),
-        };
-        fs::create_dir_all(&folder).map_err(failed)?;
-        fs::write(folder.join("config.yaml"), to_yaml(config)).map_err(failed)?;
+        let aside = if resumed.is_none() { folder::set_aside(&folder)? } else { None };
+        fs::write(folder.join("config.yaml"), to_yaml(config))
+            .map_err(|error| folder::unwritable(&folder, &error))?;
         let log = MetricsLog::open(&folder.join("metrics.jsonl"), step)?;
         let events = config
             .metrics
@@ -56,6 +53,10 @@ impl Report {
                 None => format!("starts, writing to {}", folder.display()),
             }
         ));
+        if let Some(aside) = aside {
+            let aside = aside.display();
+            progress.message(&format!("the metrics of an earlier run are now in {aside}"));
+        }
         Ok(Self {
             title: config.run.name.clone(),
             flops_per_token: model.flops_per_token(config.training.seq_len),
@@ -77,9 +78,9 @@ impl Report {
     }
 
     pub(super) fn step(&mut self, metrics: &StepMetrics) -> Result<(), TrainError> {
-        self.log.append(metrics)?;
+        self.log.append(metrics).map_err(TrainError::Record)?;
         if let Some(events) = &mut self.events {
-            events.write_step(metrics)?;
+            events.write_step(metrics).map_err(TrainError::Record)?;
         }
         self.progress.step(metrics);
         if let Some(loss) = metrics.validation_loss {
@@ -87,6 +88,11 @@ impl Report {
             self.draw()?;
         }
         Ok(())
+    }
+
+    /// Returns when the rows of all steps are on the disk.
+    pub(super) fn sync(&self) -> Result<(), TrainError> {
+        self.log.sync().map_err(TrainError::Record)
     }
 
     pub(super) fn message(&self, text: &str) {
@@ -100,7 +106,8 @@ impl Report {
 
     fn draw(&self) -> Result<(), TrainError> {
         let steps = read_metrics(&self.folder.join("metrics.jsonl"))?;
-        Ok(write_loss_svg(&self.folder.join("loss.svg"), &self.title, &steps)?)
+        write_loss_svg(&self.folder.join("loss.svg"), &self.title, &steps)
+            .map_err(TrainError::Record)
     }
 }
 

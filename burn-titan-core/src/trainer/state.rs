@@ -13,7 +13,7 @@ use super::{TrainError, checkpoint_dir};
 use crate::checkpoint::{
     self, CheckpointContent, CheckpointError, DEFAULT_MAX_FILE_BYTES, DeferredTensor, HostDtype,
 };
-use crate::config::Config;
+use crate::config::{Config, parse_resolved};
 use crate::data::{Cursor, TokenizerError};
 use crate::executor::{Executor, ParameterStore, on_host};
 use crate::model::Model;
@@ -59,7 +59,7 @@ pub(super) fn save(
     config_yaml: &str,
     tokenizer: Option<&[u8]>,
 ) -> Result<PathBuf, TrainError> {
-    let model: Result<Vec<DeferredTensor<TrainError>>, _> = executor
+    let model: Result<Vec<DeferredTensor>, _> = executor
         .parameters
         .iter()
         .map(|p| DeferredTensor::f32(&p.spec.name, &p.spec.shape, || on_host(p.value())))
@@ -76,6 +76,47 @@ pub(super) fn save(
         max_file_bytes: DEFAULT_MAX_FILE_BYTES,
     };
     checkpoint::save(&checkpoint_dir(config), config.checkpoint.keep_latest_k, content)
+        .map_err(TrainError::Save)
+}
+
+/// A run as a checkpoint left it, but for the optimizer's state.
+pub(super) struct Resumed {
+    pub(super) folder: PathBuf,
+    pub(super) parameters: ParameterStore,
+    pub(super) state: TrainState,
+    /// The config of that run; `None` if it is of another version.
+    config: Option<Config>,
+}
+
+impl Resumed {
+    /// Whether the run is at its end already.
+    ///
+    /// # Errors
+    /// Where it is past the end that `config` asks for.
+    pub(super) fn is_complete(&self, config: &Config) -> Result<bool, TrainError> {
+        let (step, steps) = (self.state.step, config.training.steps as u64);
+        if step > steps {
+            let checkpoint = self.folder.display().to_string();
+            return Err(TrainError::PastEnd { checkpoint, step, steps });
+        }
+        Ok(step == steps)
+    }
+
+    /// What is said where the learning rate will not follow the schedule it began with.
+    pub(super) fn schedule_change(&self, now: &Config) -> Option<String> {
+        let saved = self.config.as_ref()?;
+        let what = if saved.training.steps != now.training.steps {
+            format!(
+                "training.steps was {} when the checkpoint was written and is {} now",
+                saved.training.steps, now.training.steps
+            )
+        } else if saved.lr_scheduler != now.lr_scheduler {
+            "the section lr_scheduler has changed since the checkpoint was written".into()
+        } else {
+            return None;
+        };
+        Some(format!("{what}: the learning rate follows the new schedule from here on"))
+    }
 }
 
 pub(super) fn load(
@@ -83,7 +124,7 @@ pub(super) fn load(
     model: &Model,
     optimizer: &mut Optimizer,
     device: &Device,
-) -> Result<(ParameterStore, TrainState), TrainError> {
+) -> Result<Resumed, TrainError> {
     let checkpoint = checkpoint::open(folder)?;
     checkpoint.verify()?;
     let state: TrainState = checkpoint.state()?;
@@ -104,5 +145,6 @@ pub(super) fn load(
             other => other.into(),
         })
     })?;
-    Ok((parameters, state))
+    let config = parse_resolved(&checkpoint.config_yaml()?).ok();
+    Ok(Resumed { folder: folder.to_path_buf(), parameters, state, config })
 }
