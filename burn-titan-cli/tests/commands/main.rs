@@ -8,3 +8,4 @@ mod limits;
 mod models;
 mod sandbox;
 mod train;
+mod threads;
