@@ -57,6 +57,11 @@ fn a_checkpoint_brings_its_own_tokenizer() {
     let text = sandbox.succeed(&[&["generate", "--checkpoint", "carried"][..], &words].concat());
     sandbox.succeed(&["convert", "to-hf", "carried", "hf"]);
     assert_eq!(sandbox.read("hf/tokenizer.json"), own);
+    let config: Value = serde_json::from_slice(&sandbox.read("hf/config.json")).expect("JSON");
+    assert_eq!(
+        [config["bos_token_id"].as_u64(), config["eos_token_id"].as_u64()],
+        [Some(0), Some(1)]
+    );
     sandbox.succeed(&["convert", "from-hf", "hf", "back"]);
     assert_eq!(sandbox.read("back/step-00000000/tokenizer.json"), own);
     fs::remove_dir_all(sandbox.path("hf")).expect("the folder is there");

@@ -11,10 +11,10 @@ use super::{
 use crate::checkpoint::{
     self, CheckpointContent, DEFAULT_MAX_FILE_BYTES, DeferredTensor, HostDtype, HostTensor,
 };
-use crate::config::{Config, to_yaml};
-use crate::data::TokenizerError;
+use crate::config::{Config, DataConfig, to_yaml};
+use crate::data::{Tokenizer, TokenizerError};
 use crate::hf::{HfError, HfFolder};
-use crate::model::{ModelError, Registry};
+use crate::model::{HfExtras, ModelError, Registry};
 use crate::trainer::{TOKENIZER_FILE, TrainError, TrainState, family};
 
 /// Writes the newest checkpoint at `path` as a Hugging Face folder, with its tokenizer, or the one that
@@ -34,11 +34,28 @@ pub fn to_hf(
         checkpoint.tensor_of(&spec.name, HostDtype::F32, &spec.shape).map_err(ModelError::new)
     });
     let own = checkpoint_tokenizer(&checkpoint, &config);
-    let tokenizer = chosen_tokenizer(tokenizer, own.as_deref())?.map(contents).transpose()?;
+    let tokenizer = chosen_tokenizer(tokenizer, own.as_deref())?;
+    let [bos_token_id, eos_token_id] = special_tokens(tokenizer, &config.data)?;
+    let tokenizer = tokenizer.map(contents).transpose()?;
     let files: Vec<(&str, &[u8])> =
         tokenizer.iter().map(|bytes| (TOKENIZER_FILE, bytes.as_slice())).collect();
+    let extras = HfExtras { bos_token_id, eos_token_id, files: &files };
     let family = family(registry, &config.model.name)?;
-    Ok(family.write_hf(&model.config, out, &mut parameters, &files)?)
+    Ok(family.write_hf(&model.config, out, &mut parameters, &extras)?)
+}
+
+/// The ids of the tokens that begin and end a document.
+fn special_tokens(
+    tokenizer: Option<&Path>,
+    data: &DataConfig,
+) -> Result<[Option<u32>; 2], TrainError> {
+    let texts = [&data.bos_token, &data.eos_token];
+    let (Some(path), true) = (tokenizer, texts.iter().any(|text| text.is_some())) else {
+        return Ok([None; 2]);
+    };
+    let tokenizer = Tokenizer::from_file(path)?;
+    let id = |text: &Option<String>| text.as_ref().map(|t| tokenizer.token_id(t)).transpose();
+    Ok([id(texts[0])?, id(texts[1])?])
 }
 
 /// Writes a Hugging Face folder as a checkpoint of step 0 in the folder `out`, which must not exist or

@@ -97,6 +97,17 @@ impl std::error::Error for ModelError {}
 /// Weights as they are read from a Hugging Face folder.
 pub type HfWeights<'a> = Box<dyn Iterator<Item = Result<HostTensor, ModelError>> + 'a>;
 
+/// What goes into a Hugging Face folder beside the weights and the sizes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HfExtras<'a> {
+    /// The token that begins a document, for `config.json`.
+    pub bos_token_id: Option<u32>,
+    /// The token that ends a document, for `config.json`.
+    pub eos_token_id: Option<u32>,
+    /// Names and contents of further files, `tokenizer.json` for example.
+    pub files: &'a [(&'a str, &'a [u8])],
+}
+
 /// A family of models: its flavors, how it is built, and its Hugging Face names.
 pub trait ModelFamily: Send + Sync {
     /// The name in `model.name`.
@@ -143,8 +154,7 @@ pub trait ModelFamily: Send + Sync {
         folder: &'a HfFolder,
     ) -> Result<HfWeights<'a>, ModelError>;
 
-    /// Writes a Hugging Face folder out of our parameters; `further_files` (names and contents) are
-    /// put beside the weights.
+    /// Writes a Hugging Face folder out of our parameters and what goes with them.
     ///
     /// # Errors
     /// Parameters that are missing or not of the family; a disk that refuses.
@@ -153,7 +163,7 @@ pub trait ModelFamily: Send + Sync {
         config: &Value,
         path: &Path,
         parameters: &mut dyn Iterator<Item = Result<HostTensor, ModelError>>,
-        further_files: &[(&str, &[u8])],
+        extras: &HfExtras<'_>,
     ) -> Result<(), ModelError>;
 }
 

@@ -6,6 +6,6 @@ mod initial;
 mod unit;
 
 pub use context::{Context, HeadOutput, Stream};
-pub use family::{FieldProblem, HfWeights, Model, ModelError, ModelFamily, Registry};
+pub use family::{FieldProblem, HfExtras, HfWeights, Model, ModelError, ModelFamily, Registry};
 pub use initial::{Initial, initial_values};
 pub use unit::{ModuleUnit, ParameterSpec, Unit, UnitModule};

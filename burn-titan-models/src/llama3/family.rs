@@ -7,7 +7,9 @@ use burn::tensor::Device;
 use burn_titan_core::checkpoint::HostTensor;
 use burn_titan_core::config::nearest;
 use burn_titan_core::hf::HfFolder;
-use burn_titan_core::model::{FieldProblem, HfWeights, Model, ModelError, ModelFamily, Unit};
+use burn_titan_core::model::{
+    FieldProblem, HfExtras, HfWeights, Model, ModelError, ModelFamily, Unit,
+};
 use serde_json::{Map, Value};
 
 use super::config::LlamaConfig;
@@ -168,9 +170,9 @@ impl ModelFamily for Llama3 {
         config: &Value,
         path: &Path,
         parameters: &mut dyn Iterator<Item = Result<HostTensor, ModelError>>,
-        further_files: &[(&str, &[u8])],
+        extras: &HfExtras<'_>,
     ) -> Result<(), ModelError> {
         let limit = burn_titan_core::hf::DEFAULT_MAX_SHARD_BYTES;
-        hf::write_folder(path, &parse(config)?, parameters, further_files, limit)
+        hf::write_folder(path, &parse(config)?, parameters, extras, limit)
     }
 }

@@ -20,6 +20,7 @@ use std::path::Path;
 
 use burn_titan_core::checkpoint::HostTensor;
 use burn_titan_core::hf::{HfFolder, HfWriter};
+use burn_titan_core::model::HfExtras;
 
 use super::config::LlamaConfig;
 
@@ -99,8 +100,7 @@ pub fn to_hf(parameter: HostTensor) -> Result<HostTensor, LlamaHfError> {
 }
 
 /// Writes a Hugging Face folder of our `parameters`, which must be exactly those of
-/// [`parameter_shapes`], in any order, and are taken one at a time. `further_files`
-/// (`tokenizer.json`, for example) are put beside the weights.
+/// [`parameter_shapes`], in any order, and are taken one at a time, with `extras`.
 ///
 /// # Errors
 /// [`LlamaHfError`] where a parameter is missing, unknown or of the wrong shape, or where the disk
@@ -109,7 +109,7 @@ pub fn write_folder<E: From<LlamaHfError>>(
     path: &Path,
     config: &LlamaConfig,
     parameters: impl IntoIterator<Item = Result<HostTensor, E>>,
-    further_files: &[(&str, &[u8])],
+    extras: &HfExtras<'_>,
     max_shard_bytes: u64,
 ) -> Result<(), E> {
     let mut missing: BTreeMap<_, _> = parameter_shapes(config).into_iter().collect();
@@ -127,7 +127,10 @@ pub fn write_folder<E: From<LlamaHfError>>(
         let writer = match &mut writer {
             Some(writer) => writer,
             None => {
-                let json = config_to_json(config, parameter.dtype());
+                let mut json = config_to_json(config, parameter.dtype());
+                // `transformers` takes 1 and 2 where the keys are absent, but nothing for null.
+                json["bos_token_id"] = extras.bos_token_id.into();
+                json["eos_token_id"] = extras.eos_token_id.into();
                 let created = HfWriter::create(path, &json, max_shard_bytes);
                 writer.insert(created.map_err(LlamaHfError::from)?)
             }
@@ -138,7 +141,7 @@ pub fn write_folder<E: From<LlamaHfError>>(
         let name = missing.keys().next().cloned().unwrap_or_default();
         return Err(LlamaHfError::MissingParameter { name }.into());
     };
-    for (name, contents) in further_files {
+    for (name, contents) in extras.files {
         writer.add_file(name, contents).map_err(LlamaHfError::from)?;
     }
     Ok(writer.finish().map_err(LlamaHfError::from)?)

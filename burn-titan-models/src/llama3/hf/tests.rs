@@ -40,9 +40,13 @@ fn a_folder_survives_the_way_there_and_back() {
     for (name, limit) in [("one", u64::MAX), ("many", 100_000)] {
         let path = out.path().join(name);
         let parameters = read_parameters(&folder, &config).unwrap();
-        write_folder(&path, &config, parameters, &[("tokenizer.json", b"{}")], limit).unwrap();
+        let files: [(&str, &[u8]); 1] = [("tokenizer.json", b"{}")];
+        let extras = HfExtras { bos_token_id: Some(3), eos_token_id: None, files: &files };
+        write_folder(&path, &config, parameters, &extras, limit).unwrap();
         let again = HfFolder::open(&path).unwrap();
         assert_eq!(read_config(&again).unwrap(), config);
+        assert_eq!(again.config()["bos_token_id"], 3);
+        assert!(again.config()["eos_token_id"].is_null());
         assert!(again.names().eq(folder.names()));
         for name in folder.names() {
             assert_eq!(again.read(name).unwrap(), folder.read(name).unwrap());
@@ -58,7 +62,7 @@ fn a_tied_model_has_no_head() {
     let out = tempdir().unwrap();
     let path = out.path().join("tied");
     let parameters = read_parameters(&folder, &config).unwrap();
-    write_folder(&path, &config, parameters, &[], u64::MAX).unwrap();
+    write_folder(&path, &config, parameters, &HfExtras::default(), u64::MAX).unwrap();
     let again = HfFolder::open(&path).unwrap();
     assert!(!again.contains("lm_head.weight"));
     assert!(read_config(&again).unwrap().tie_embeddings);
@@ -103,7 +107,9 @@ fn incomplete_models_are_not_written() {
     let path = out.path().join("out");
     let write = |parameters: Vec<HostTensor>| {
         let parameters = parameters.into_iter().map(Ok::<_, LlamaHfError>);
-        write_folder(&path, &config, parameters, &[], u64::MAX).unwrap_err().to_string()
+        write_folder(&path, &config, parameters, &HfExtras::default(), u64::MAX)
+            .unwrap_err()
+            .to_string()
     };
     let mut parameters: Vec<HostTensor> =
         read_parameters(&folder, &config).unwrap().collect::<Result<_, _>>().unwrap();
