@@ -7,5 +7,5 @@ mod generate;
 mod limits;
 mod models;
 mod sandbox;
-mod train;
 mod threads;
+mod train;

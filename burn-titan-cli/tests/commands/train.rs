@@ -50,7 +50,7 @@ fn a_run_leaves_what_the_manual_says() {
     );
     assert_eq!(
         sandbox.succeed(&["train", "out/config.yaml"]),
-        "4 steps; loss none, validation loss none; see out\n"
+        "the run is complete: 4 of 4 steps were done before; raise training.steps to go on, or see out\n"
     );
     assert_eq!(curve(&sandbox).len(), 4);
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::tensor::{DType, Device};
-use burn_titan_parallel::{Mesh, OneRank, Program, check, step};
+use burn_titan_parallel::{Communicator, Mesh, OneRank, Program, check, step};
 
 pub use error::{NonFiniteStep, TrainError};
 pub use prepare::{HF_FLAVOR, Prepared, family, initial_model, prepare};
@@ -20,7 +20,7 @@ pub(crate) use state::{TOKENIZER_FILE, TrainState};
 
 use crate::checkpoint::Lock;
 use crate::config::{
-    ActivationCheckpointMode, ComputeDtype, Config, DeviceKind, OnNonFinite, to_yaml,
+    ActivationCheckpointMode, ComputeDtype, Config, DeviceKind, OnNonFinite, ReduceDtype, to_yaml,
 };
 use crate::data::{Batch, Cursor, Loader, LoaderOptions, StreamOptions};
 use crate::executor::{Executor, ParameterStore, StepRule};
@@ -67,6 +67,13 @@ pub fn open_device(kind: DeviceKind, compute: ComputeDtype) -> Result<Device, Tr
         return Err(TrainError::UnsupportedDtype { device: kind, compute });
     }
     Ok(device)
+}
+
+/// What exchanges tensors between ranks, in the format of `precision.reduce`.
+fn communicator(reduce: ReduceDtype) -> Box<dyn Communicator> {
+    match reduce {
+        ReduceDtype::Float32 => Box::new(OneRank),
+    }
 }
 
 fn compute_dtype(compute: ComputeDtype) -> DType {
@@ -160,7 +167,13 @@ impl Trainer {
             report.message(&change);
         }
         let compute = compute_dtype(config.precision.compute);
-        let executor = Executor::new(model, parameters, device, compute, Box::new(OneRank));
+        let executor = Executor::new(
+            model,
+            parameters,
+            device,
+            compute,
+            communicator(config.precision.reduce),
+        );
         Ok(Some(Self {
             config,
             executor,

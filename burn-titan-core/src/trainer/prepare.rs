@@ -13,6 +13,9 @@ use crate::hf::HfFolder;
 use crate::model::{FieldProblem, Model, ModelError, ModelFamily, Registry};
 use crate::optim::{OptimizerError, parameter_rules};
 
+/// Forwards of units in one step at most: the step's program is made before it runs.
+const MAX_FORWARDS: usize = 10_000_000;
+
 /// The flavor that takes the sizes from `model.initial_hf`.
 pub const HF_FLAVOR: &str = "hf";
 
@@ -135,6 +138,17 @@ fn fit(draft: &Draft, model: &Model) -> Vec<FieldProblem> {
         );
         let hint = "shorten the sequences, or raise model.overrides.max_seq_len";
         report("training.seq_len", message, Some(hint));
+    }
+    let micro_batches =
+        config.training.global_batch_size.unwrap_or(0) / config.training.local_batch_size.max(1);
+    if draft.is_sound("training") && micro_batches.saturating_mul(model.units.len()) > MAX_FORWARDS
+    {
+        let message = format!(
+            "{micro_batches} micro-batches of {} units make a step of more than {MAX_FORWARDS} forwards",
+            model.units.len()
+        );
+        let hint = "raise training.local_batch_size, or lower training.global_batch_size";
+        report("training.global_batch_size", message, Some(hint));
     }
     if draft.is_sound("optimizer") {
         match parameter_rules(&config.optimizer, &model.parameters()) {
