@@ -6,7 +6,6 @@ mod train;
 
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
 use xxhash_rust::xxh3::xxh3_64;
 
 pub use decode::DecodeStream;
@@ -141,14 +140,6 @@ impl Tokenizer {
             Some(encoder) => encoder.encode(&self.inner, text),
             None => Ok(self.inner.encode_fast(text, false)?.get_ids().to_vec()),
         })
-    }
-
-    /// The ids of many texts, encoded in parallel; otherwise as [`Tokenizer::encode`].
-    pub fn encode_batch<S: AsRef<str> + Sync>(
-        &self,
-        texts: &[S],
-    ) -> Result<Vec<Vec<u32>>, TokenizerError> {
-        texts.par_iter().map(|text| self.encode(text.as_ref())).collect()
     }
 
     /// The ids of a prompt: as [`Tokenizer::encode`], but the text of a special token becomes that
