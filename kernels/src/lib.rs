@@ -15,6 +15,8 @@ pub mod adamw;
 pub mod attention;
 mod autodiff;
 pub mod cross_entropy;
+#[cfg(feature = "cube")]
+mod cube;
 pub mod device;
 mod flex;
 pub mod inject;
@@ -24,6 +26,7 @@ pub mod rope;
 pub mod swiglu;
 #[cfg(test)]
 mod testing;
+mod wide;
 
 pub use adamw::{AdamwStep, adamw};
 pub use attention::attention;

@@ -28,27 +28,43 @@ pub(crate) fn values<const D: usize>(x: Tensor<D>) -> Vec<f32> {
     x.into_data().convert::<f32>().try_into_vec::<f32>().unwrap()
 }
 
+/// The devices that every kernel is tested on: flex, and wgpu where an adapter is found (the test
+/// command installs a software one).
+pub(crate) fn devices() -> Vec<Device> {
+    let mut devices = vec![Device::flex()];
+    #[cfg(feature = "wgpu")]
+    match crate::device::wgpu() {
+        Ok(device) => devices.push(device),
+        Err(_) => {}
+    }
+    devices
+}
+
 /// Runs both functions with autodiff and compares outputs and the gradients of all inputs, from a
-/// random gradient of the output.
+/// random gradient of the output: `native` on every device of [`devices`], `reference` on flex.
 pub(crate) fn assert_same_gradients<const N: usize, const D: usize>(
     inputs: [Tensor<1>; N],
     native: impl Fn([Tensor<1>; N]) -> Tensor<D>,
     reference: impl Fn([Tensor<1>; N]) -> Tensor<D>,
     tolerance: f32,
 ) {
-    let run = |f: &dyn Fn([Tensor<1>; N]) -> Tensor<D>| {
-        let leaves = inputs.clone().map(|x| x.autodiff().require_grad());
+    let run = |device: &Device, f: &dyn Fn([Tensor<1>; N]) -> Tensor<D>| {
+        let leaf = |x: Tensor<1>| x.to_device(device).autodiff().require_grad();
+        let leaves = inputs.clone().map(leaf);
         let y = f(leaves.clone());
-        let seed = noise(y.dims(), 99).autodiff();
+        let seed = noise(y.dims(), 99).to_device(device).autodiff();
         let grads = (y.clone() * seed).sum().backward();
         let gradients = leaves.map(|x| values(x.grad(&grads).expect("a gradient for each input")));
         (values(y.inner()), gradients)
     };
-    let (got, want) = (run(&native), run(&reference));
-    let d = distance(&got.0, &want.0);
-    assert!(d < tolerance, "output differs by {d:e}");
-    for (i, (got, want)) in got.1.iter().zip(&want.1).enumerate() {
-        let d = distance(got, want);
-        assert!(d < tolerance * 5.0, "gradient of input {i} differs by {d:e}");
+    let want = run(&Device::flex(), &reference);
+    for device in devices() {
+        let got = run(&device, &native);
+        let d = distance(&got.0, &want.0);
+        assert!(d < tolerance, "{device:?}: output differs by {d:e}");
+        for (i, (got, want)) in got.1.iter().zip(&want.1).enumerate() {
+            let d = distance(got, want);
+            assert!(d < tolerance * 5.0, "{device:?}: gradient of input {i} differs by {d:e}");
+        }
     }
 }

@@ -15,7 +15,7 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::{Int, Tensor};
 
-use crate::autodiff::native_op;
+use crate::autodiff::fused_op;
 use crate::device::is_flex;
 
 /// The dispatched form of [`attention`].
@@ -51,7 +51,7 @@ impl<C: CheckpointStrategy> AttentionOps for Autodiff<Flex, C> {
         first_key: IntTensor<Self>,
         scale: f32,
     ) -> FloatTensor<Self> {
-        native_op::<_, C, _>(
+        fused_op::<Flex, _, C, _>(
             [query, key, value],
             |[query, key, value], keep| {
                 let problem = flex::Problem::new(query, key, value, first_key, scale);

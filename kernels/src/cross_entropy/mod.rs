@@ -12,7 +12,7 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::{Int, Tensor};
 
-use crate::autodiff::native_op;
+use crate::autodiff::fused_op;
 use crate::device::is_flex;
 
 /// A target that takes no part in the loss.
@@ -45,7 +45,7 @@ impl<C: CheckpointStrategy> CrossEntropyOps for Autodiff<Flex, C> {
         weight: FloatTensor<Self>,
         targets: IntTensor<Self>,
     ) -> FloatTensor<Self> {
-        native_op::<_, C, _>(
+        fused_op::<Flex, _, C, _>(
             [hidden, weight],
             |[hidden, weight], keep| flex::forward(hidden, weight, &targets, keep),
             |gradients, scale, _| flex::scaled(gradients, scale).map(Some),

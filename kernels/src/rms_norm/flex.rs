@@ -24,7 +24,7 @@ pub(super) fn backward(
     weight: &FlexTensor,
     eps: f32,
     gradient: &FlexTensor,
-) -> [FlexTensor; 2] {
+) -> (FlexTensor, FlexTensor) {
     let (input, scale, dy) = (F32View::new(x), F32View::new(weight), F32View::new(gradient));
     let dim = scale.len();
     let mut dx = vec![0.0; input.len()];
@@ -32,7 +32,7 @@ pub(super) fn backward(
         let start = first * dim;
         backward_rows(rows, partial, &input[start..], &dy[start..], &scale, eps);
     });
-    [float_tensor(dx, x.shape(), x.dtype()), float_tensor(d_weight, weight.shape(), weight.dtype())]
+    (float_tensor(dx, x.shape(), x.dtype()), float_tensor(d_weight, weight.shape(), weight.dtype()))
 }
 
 simd_fn! {

@@ -1,5 +1,7 @@
 //! Root-mean-square normalisation: `y = weight * x / sqrt(mean(x^2) + eps)` (Zhang and Sennrich, 2019).
 
+#[cfg(feature = "cube")]
+mod cube;
 mod flex;
 pub mod reference;
 
@@ -8,18 +10,27 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::Tensor;
 
-use crate::autodiff::native_op;
-use crate::device::is_flex;
+use crate::autodiff::{fused_op, untracked};
 
 /// The dispatched form of [`rms_norm`].
-#[backend_extension(Autodiff, Flex)]
+#[backend_extension(Autodiff, Flex, Cube: cfg(feature = "cube"), Fusion: cfg(feature = "tuned"))]
 pub trait RmsNormOps: Backend {
     /// See [`rms_norm`].
+    #[fusion(dtype = x, shape = x)]
     fn fused_rms_norm(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         eps: f32,
     ) -> FloatTensor<Self>;
+
+    /// The gradients of `x` and `weight` from that of the output. Not differentiable.
+    #[fusion(meta = |x, weight, _, _| (x.clone(), weight.clone()))]
+    fn fused_rms_norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        eps: f32,
+        gradient: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
 }
 
 impl RmsNormOps for Flex {
@@ -30,22 +41,65 @@ impl RmsNormOps for Flex {
     ) -> FloatTensor<Self> {
         flex::forward(&x, &weight, eps)
     }
+
+    fn fused_rms_norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        eps: f32,
+        gradient: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        flex::backward(&x, &weight, eps, &gradient)
+    }
 }
 
-impl<C: CheckpointStrategy> RmsNormOps for Autodiff<Flex, C> {
+#[cfg(feature = "cube")]
+impl RmsNormOps for burn_cubecl::CubeBackend {
     fn fused_rms_norm(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         eps: f32,
     ) -> FloatTensor<Self> {
-        native_op::<_, C, _>(
+        cube::forward(x, weight, eps)
+    }
+
+    fn fused_rms_norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        eps: f32,
+        gradient: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        cube::backward(x, weight, eps, gradient)
+    }
+}
+
+impl<B: RmsNormOps, C: CheckpointStrategy> RmsNormOps for Autodiff<B, C> {
+    fn fused_rms_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        eps: f32,
+    ) -> FloatTensor<Self> {
+        fused_op::<B, _, C, _>(
             [x, weight],
             |[x, weight], keep| {
-                let y = flex::forward(&x, &weight, eps);
-                (y, keep.then_some((x, weight, eps)))
+                let saved = keep.then(|| (x.clone(), weight.clone(), eps));
+                (B::fused_rms_norm(x, weight, eps), saved)
             },
-            |(x, weight, eps), gradient, _| flex::backward(&x, &weight, eps, &gradient).map(Some),
+            |(x, weight, eps), gradient, _| {
+                let (dx, d_weight) = B::fused_rms_norm_backward(x, weight, eps, gradient);
+                [Some(dx), Some(d_weight)]
+            },
         )
+    }
+
+    fn fused_rms_norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        eps: f32,
+        gradient: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let [x, weight, gradient] = [x, weight, gradient].map(|t| t.into_primitive());
+        let (dx, d_weight) = B::fused_rms_norm_backward(x, weight, eps, gradient);
+        (untracked::<B, C>(dx), untracked::<B, C>(d_weight))
     }
 }
 
@@ -56,31 +110,9 @@ impl<C: CheckpointStrategy> RmsNormOps for Autodiff<Flex, C> {
 /// - `weight`: `[dim]`
 /// - result: `[.., dim]`, in the dtype of `x`; the mean is in f32 for every dtype
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f32) -> Tensor<D> {
-    if !is_flex(&x.device()) {
-        return reference::rms_norm(x, weight, eps);
-    }
     Tensor::from_dispatch(<Dispatch as RmsNormOps>::fused_rms_norm(
         x.into_dispatch(),
         weight.into_dispatch(),
         eps,
     ))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::{assert_same_gradients, noise};
-
-    #[test]
-    fn equals_the_reference_at_odd_sizes() {
-        for shape in [[1, 1, 1], [2, 3, 16], [1, 67, 37], [3, 50, 64]] {
-            let weight = noise([shape[2]], 1) + 1.0;
-            assert_same_gradients(
-                [noise(shape, 0).reshape([-1]), weight],
-                |[x, w]| rms_norm(x.reshape(shape), w, 1e-5),
-                |[x, w]| reference::rms_norm(x.reshape(shape), w, 1e-5),
-                2e-6,
-            );
-        }
-    }
 }

@@ -1,11 +1,13 @@
 //! RMSNorm by plain tensor operations.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
+
+use crate::wide::widened;
 
 /// See [`super::rms_norm`].
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f32) -> Tensor<D> {
     let dtype = x.dtype();
-    let x = x.cast(DType::F32);
+    let (x, weight) = (widened(x), widened(weight));
     let scale = (x.clone().square().mean_dim(D - 1) + eps).sqrt().recip();
-    (x * scale * weight.cast(DType::F32).unsqueeze()).cast(dtype)
+    (x * scale * weight.unsqueeze()).cast(dtype)
 }

@@ -9,7 +9,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::Tensor;
 
-use crate::autodiff::native_op;
+use crate::autodiff::fused_op;
 use crate::device::is_flex;
 
 /// The dispatched form of [`rope`].
@@ -40,7 +40,7 @@ impl<C: CheckpointStrategy> RopeOps for Autodiff<Flex, C> {
         sin: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         let (cos, sin) = (cos.into_primitive(), sin.into_primitive());
-        native_op::<_, C, _>(
+        fused_op::<Flex, _, C, _>(
             [x],
             |[x], keep| (flex::rotate(&x, &cos, &sin, 1.0), keep.then_some((cos, sin))),
             |(cos, sin), gradient, _| [Some(flex::rotate(&gradient, &cos, &sin, -1.0))],

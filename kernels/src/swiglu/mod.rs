@@ -8,7 +8,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::Tensor;
 
-use crate::autodiff::native_op;
+use crate::autodiff::fused_op;
 use crate::device::is_flex;
 
 /// The dispatched form of [`swiglu`].
@@ -26,7 +26,7 @@ impl SwigluOps for Flex {
 
 impl<C: CheckpointStrategy> SwigluOps for Autodiff<Flex, C> {
     fn fused_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-        native_op::<_, C, _>(
+        fused_op::<Flex, _, C, _>(
             [gate, up],
             |[gate, up], keep| (flex::forward(&gate, &up), keep.then_some((gate, up))),
             |(gate, up), gradient, _| flex::backward(&gate, &up, &gradient).map(Some),

@@ -1,0 +1,67 @@
+//! What the CubeCL kernels share: launch shapes, fresh tensors, sums over a cube.
+//!
+//! The kernels keep to what WebGPU promises: at most 8 storage buffers a kernel, no subgroup operations,
+//! no float atomics, at most 256 units and 16 KiB of shared memory a cube. Sums are in f32 and in a fixed order.
+
+use burn::backend::TensorMetadata;
+use burn::backend::cubecl::dtype_to_storage_type;
+use burn::tensor::{DType, Shape};
+use burn_cubecl::cubecl;
+use burn_cubecl::cubecl::ir::ElemType;
+use burn_cubecl::cubecl::prelude::*;
+pub(crate) use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::{empty_device_dtype, zeros_client};
+use burn_cubecl::tensor::CubeTensor;
+
+/// Units of a cube that works on one row or one block.
+pub(crate) const UNITS: usize = 256;
+
+/// Most cubes along one axis of a launch, for every runtime.
+const MAX_CUBES: usize = 65_535;
+
+/// A launch of at least `cubes` cubes; those past the end find `CUBE_POS >= cubes` and stop.
+pub(crate) fn cubes(cubes: usize) -> CubeCount {
+    let x = cubes.clamp(1, MAX_CUBES);
+    CubeCount::Static(x as u32, cubes.div_ceil(x).max(1) as u32, 1)
+}
+
+/// A launch of one unit for each of `n` elements; units past the end must stop.
+pub(crate) fn elementwise(n: usize) -> (CubeCount, CubeDim) {
+    (cubes(n.div_ceil(UNITS)), CubeDim::new_1d(UNITS as u32))
+}
+
+/// A fresh contiguous tensor on the device of `like`, with undefined contents.
+pub(crate) fn empty(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
+    empty_device_dtype(like.client.clone(), like.device.clone(), shape.into(), dtype)
+}
+
+/// A fresh contiguous tensor of zeros on the device of `like`.
+pub(crate) fn zeros(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
+    zeros_client(like.client.clone(), like.device.clone(), shape.into(), dtype)
+}
+
+/// The element type of a tensor, as a launch wants it.
+pub(crate) fn element(tensor: &CubeTensor) -> ElemType {
+    dtype_to_storage_type(tensor.dtype())
+}
+
+/// The sum of `value` over the units of a cube, the same for all of them. `scratch` has one place a
+/// unit; the number of units is a power of two.
+#[cube]
+pub(crate) fn cube_sum(value: f32, scratch: &mut Shared<[f32]>) -> f32 {
+    let unit = UNIT_POS as usize;
+    scratch[unit] = value;
+    sync_cube();
+    let mut width = CUBE_DIM as usize / 2;
+    while width > 0 {
+        if unit < width {
+            let other = scratch[unit + width];
+            scratch[unit] += other;
+        }
+        sync_cube();
+        width /= 2;
+    }
+    let total = scratch[0];
+    sync_cube();
+    total
+}
