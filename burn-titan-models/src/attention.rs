@@ -7,7 +7,7 @@ use burn::module::{Module, ModuleDisplay};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
 use burn_titan_core::model::Context;
-use burn_titan_kernels::attention;
+use burn_titan_kernels::{AttentionMask, Scores, attention};
 
 use crate::rotary::Rotary;
 
@@ -77,14 +77,15 @@ impl Attention for FusedAttention {
         let query = self.rotary.forward(heads(self.wq.forward(x.clone())), context);
         let key = self.rotary.forward(heads(self.wk.forward(x.clone())), context);
         let value = heads(self.wv.forward(x));
-        let scale = (head_dim as f32).powf(-0.5);
+        let mask = || AttentionMask::documents(context.first_key.clone());
         let output = attention(
             query.swap_dims(1, 2),
             key.swap_dims(1, 2),
             value.swap_dims(1, 2),
-            context.first_key.clone(),
-            scale,
-        );
+            &context.shared("attention mask", mask),
+            Scores::scaled(head_dim),
+        )
+        .output;
         let [_, n, _, _] = output.dims();
         self.wo.forward(output.swap_dims(1, 2).reshape([batch, seq, n * head_dim]))
     }

@@ -29,7 +29,7 @@ mod testing;
 mod wide;
 
 pub use adamw::{AdamwStep, adamw};
-pub use attention::attention;
+pub use attention::{Attention, AttentionMask, Scores, attention, attention_backward};
 pub use cross_entropy::linear_cross_entropy;
 pub use inject::inject_gradient;
 pub use norm::sum_of_squares;

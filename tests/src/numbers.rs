@@ -75,10 +75,21 @@ pub fn forward_backward<const N: usize, const D: usize>(
     dtype: DType,
     f: impl FnOnce([Tensor<1>; N]) -> Tensor<D>,
 ) -> (Vec<f32>, [Vec<f32>; N]) {
-    let leaf = |x: &[f32]| tensor(x, [x.len()]).cast(dtype).autodiff().require_grad();
-    let leaves = inputs.map(leaf);
+    forward_backward_on(&Device::flex(), inputs, gradient, dtype, f)
+}
+
+/// [`forward_backward`] on a device.
+pub fn forward_backward_on<const N: usize, const D: usize>(
+    device: &Device,
+    inputs: [&[f32]; N],
+    gradient: &[f32],
+    dtype: DType,
+    f: impl FnOnce([Tensor<1>; N]) -> Tensor<D>,
+) -> (Vec<f32>, [Vec<f32>; N]) {
+    let flat = |x: &[f32]| tensor(x, [x.len()]).to_device(device).cast(dtype);
+    let leaves = inputs.map(|x| flat(x).autodiff().require_grad());
     let output = f(leaves.clone());
-    let gradient = tensor(gradient, output.dims()).cast(output.dtype());
+    let gradient = tensor(gradient, output.dims()).to_device(device).cast(output.dtype());
     let gradients = inject_gradient(output.clone(), gradient).backward();
     let gradients = leaves.map(|x| values(x.grad(&gradients).expect("a gradient for each input")));
     (values(output.inner()), gradients)

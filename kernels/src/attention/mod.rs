@@ -1,99 +1,97 @@
-//! Causal attention with grouped key and value heads and packed documents.
+//! Exact attention that never holds a `seq x seq` array.
 //!
-//! `O = softmax(scale Q K^T + mask) V`, one softmax a query row. Query `i` of a row sees the keys
-//! `first_key[i]..=i`: with `first_key[i]` the start of its document, attention is block-causal by
-//! document (Vaswani et al., 2017; tiles and backward after Dao et al., 2022).
+//! `S = scale Q K^T`, or `softcap tanh(S / softcap)` of it; `P = softmax(S)` over the keys that a query
+//! sees; `O = P V` (Vaswani et al., 2017). Tiles, online softmax and the recomputing backward are those
+//! of FlashAttention (Dao et al., 2022; Dao, 2023); the soft cap is Gemma 2's (2024). With
+//! `L = log sum exp(S)` and `D = rowsum(dO * O)`:
 //!
-//! On flex the native kernel of `flex.rs` runs, which never holds a `seq x seq` array; elsewhere the
-//! plain-tensor [`mod@reference`], which does.
+//! `P = exp(S - L)`, `dV = P^T dO`, `dS = P * (dO V^T - D) * dcap`, `dQ = scale dS K`,
+//! `dK = scale dS^T Q`, where `dcap = 1 - (S / softcap)^2`, or 1 without a cap.
+//!
+//! The log-sum-exp is returned too: partial results over different keys are merged by it, as ring
+//! attention does (Liu et al., 2023).
 
+#[cfg(feature = "cube")]
+mod cube;
 mod flex;
+mod mask;
+mod ops;
 pub mod reference;
 
-use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
-use burn::tensor::{Int, Tensor};
+use burn::backend::Dispatch;
+use burn::tensor::Tensor;
 
-use crate::autodiff::fused_op;
-use crate::device::is_flex;
+pub use mask::AttentionMask;
+pub use ops::{AttentionOps, Scores};
 
-/// The dispatched form of [`attention`].
-#[backend_extension(Autodiff, Flex)]
-pub trait AttentionOps: Backend {
-    /// See [`attention`].
-    fn fused_attention(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        first_key: IntTensor<Self>,
-        scale: f32,
-    ) -> FloatTensor<Self>;
+/// What [`attention`] returns.
+#[derive(Debug, Clone)]
+pub struct Attention {
+    /// `[batch, heads, queries, head_dim]`, in the dtype of the query. Zero where a query sees no key.
+    pub output: Tensor<4>,
+    /// The log-sum-exp of each query's scores, `[batch, heads, queries]` in f32; minus infinity where a
+    /// query sees no key. Not tracked by autodiff.
+    pub log_sum_exp: Tensor<3>,
 }
 
-impl AttentionOps for Flex {
-    fn fused_attention(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        first_key: IntTensor<Self>,
-        scale: f32,
-    ) -> FloatTensor<Self> {
-        flex::Problem::new(query, key, value, first_key, scale).forward().0
-    }
-}
-
-impl<C: CheckpointStrategy> AttentionOps for Autodiff<Flex, C> {
-    fn fused_attention(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        first_key: IntTensor<Self>,
-        scale: f32,
-    ) -> FloatTensor<Self> {
-        fused_op::<Flex, _, C, _>(
-            [query, key, value],
-            |[query, key, value], keep| {
-                let problem = flex::Problem::new(query, key, value, first_key, scale);
-                let (output, log_sum_exp) = problem.forward();
-                let saved = keep.then(|| (problem, output.clone(), log_sum_exp));
-                (output, saved)
-            },
-            |(problem, output, log_sum_exp), gradient, _| {
-                problem.backward(output, &log_sum_exp, gradient).map(Some)
-            },
-        )
-    }
-}
-
-/// Causal attention.
+/// Attention of queries over the keys that `mask` lets them see.
 ///
 /// # Shapes
-/// - `query`: `[batch, heads, seq, head_dim]`
-/// - `key`, `value`: `[batch, kv_heads, seq, head_dim]`, `heads` a multiple of `kv_heads`; query head
+/// - `query`: `[batch, heads, queries, head_dim]`
+/// - `key`, `value`: `[batch, kv_heads, keys, head_dim]`, `heads` a multiple of `kv_heads`; query head
 ///   `h` meets key head `h / (heads / kv_heads)`
-/// - `first_key`: `[batch, seq]`, at most the query's own position
-/// - result: `[batch, heads, seq, head_dim]`
+/// - `mask`: for `[batch, queries]`
 ///
-/// `scale` multiplies the scores, usually `1 / sqrt(head_dim)`. Sums are in f32 for every dtype.
+/// Inputs are f32, f16 or bf16, all of one dtype and of any strides; sums are in f32. Memory beyond
+/// inputs and outputs is `O(seq)`. The gradients are summed in a fixed order.
+///
+/// # Panics
+/// If the shapes do not fit together, or a CubeCL device is given a `head_dim` over 256.
 pub fn attention(
     query: Tensor<4>,
     key: Tensor<4>,
     value: Tensor<4>,
-    first_key: Tensor<2, Int>,
-    scale: f32,
-) -> Tensor<4> {
-    if !is_flex(&query.device()) {
-        return reference::attention(query, key, value, first_key, scale);
-    }
-    Tensor::from_dispatch(<Dispatch as AttentionOps>::fused_attention(
+    mask: &AttentionMask,
+    scores: Scores,
+) -> Attention {
+    mask.assert_fits(&query, &key, &value);
+    let (output, log_sum_exp) = <Dispatch as AttentionOps>::fused_attention(
         query.into_dispatch(),
         key.into_dispatch(),
         value.into_dispatch(),
-        first_key.into_dispatch(),
-        scale,
-    ))
+        mask.first_key().into_dispatch(),
+        mask.end_key().into_dispatch(),
+        scores,
+    );
+    let log_sum_exp = Tensor::<3>::from_dispatch(log_sum_exp);
+    Attention { output: Tensor::from_dispatch(output), log_sum_exp: log_sum_exp.inner() }
 }
 
-#[cfg(test)]
-mod tests;
+/// The gradients of query, key and value, in this order, from the gradient of the output.
+///
+/// `attention` is what the forward returned; its output and log-sum-exp may come from a merge over more keys
+/// than `key` holds, and the result is then this part's share of the gradients. Shapes as for
+/// [`attention()`]; nothing is tracked.
+pub fn attention_backward(
+    query: Tensor<4>,
+    key: Tensor<4>,
+    value: Tensor<4>,
+    mask: &AttentionMask,
+    scores: Scores,
+    attention: Attention,
+    gradient: Tensor<4>,
+) -> [Tensor<4>; 3] {
+    mask.assert_fits(&query, &key, &value);
+    let (query, key, value) = <Dispatch as AttentionOps>::fused_attention_backward(
+        query.into_dispatch(),
+        key.into_dispatch(),
+        value.into_dispatch(),
+        mask.first_key().into_dispatch(),
+        mask.end_key().into_dispatch(),
+        attention.output.into_dispatch(),
+        attention.log_sum_exp.into_dispatch(),
+        gradient.into_dispatch(),
+        scores,
+    );
+    [query, key, value].map(Tensor::from_dispatch)
+}

@@ -1,4 +1,4 @@
-//! `C += A B` for the small matrices inside attention.
+//! `C = A B` and `C += A B` for the small matrices inside attention.
 //!
 //! A general matrix product packs its operands, which costs more than the product itself when the
 //! inner dimension is a head's 16 to 128. This one keeps a block of C in registers and reads A and B
@@ -12,12 +12,13 @@ pub(crate) struct Strided<'a> {
     pub(crate) column: usize,
 }
 
-const ROWS: usize = 8;
-const COLUMNS: usize = 32;
+/// Rows of B and C are padded to a multiple of this many columns.
+pub(crate) const COLUMN_STEP: usize = 16;
 
-/// `c[m, n] += a[m, k] b[k, n]`; the rows of `b` and `c` are contiguous, `b_row` and `c_row` apart.
+/// `c[m, n] = a[m, k] b[k, n]`, or `+=` where `ADD`. The rows of `b` and `c` are contiguous, `b_row` and
+/// `c_row` apart; `n` is a multiple of [`COLUMN_STEP`].
 #[inline(always)]
-pub(crate) fn multiply_add(
+pub(crate) fn multiply<const ADD: bool>(
     [m, n, k]: [usize; 3],
     a: Strided,
     b: &[f32],
@@ -25,29 +26,44 @@ pub(crate) fn multiply_add(
     c: &mut [f32],
     c_row: usize,
 ) {
+    debug_assert!(n.is_multiple_of(COLUMN_STEP));
     let mut i = 0;
     while i < m {
-        let rows = ROWS.min(m - i);
-        let mut j = 0;
-        while j < n {
-            if rows == ROWS && n - j >= COLUMNS {
-                block::<ROWS, COLUMNS>(i, j, k, a, b, b_row, c, c_row);
-                j += COLUMNS;
-            } else if rows == ROWS && n - j >= COLUMNS / 2 {
-                block::<ROWS, { COLUMNS / 2 }>(i, j, k, a, b, b_row, c, c_row);
-                j += COLUMNS / 2;
-            } else {
-                let columns = (n - j).min(COLUMNS / 2);
-                edge(i, j, rows, columns, k, a, b, b_row, c, c_row);
-                j += columns;
-            }
-        }
-        i += rows;
+        let rows = m - i;
+        i += if rows >= 8 {
+            row_block::<8, ADD>(i, n, k, a, b, b_row, c, c_row)
+        } else if rows >= 4 {
+            row_block::<4, ADD>(i, n, k, a, b, b_row, c, c_row)
+        } else {
+            row_block::<1, ADD>(i, n, k, a, b, b_row, c, c_row)
+        };
     }
 }
 
 #[inline(always)]
-fn block<const M: usize, const N: usize>(
+fn row_block<const M: usize, const ADD: bool>(
+    i: usize,
+    n: usize,
+    k: usize,
+    a: Strided,
+    b: &[f32],
+    b_row: usize,
+    c: &mut [f32],
+    c_row: usize,
+) -> usize {
+    let mut j = 0;
+    while j + 2 * COLUMN_STEP <= n {
+        block::<M, { 2 * COLUMN_STEP }, ADD>(i, j, k, a, b, b_row, c, c_row);
+        j += 2 * COLUMN_STEP;
+    }
+    if j < n {
+        block::<M, COLUMN_STEP, ADD>(i, j, k, a, b, b_row, c, c_row);
+    }
+    M
+}
+
+#[inline(always)]
+fn block<const M: usize, const N: usize, const ADD: bool>(
     i: usize,
     j: usize,
     k: usize,
@@ -68,35 +84,13 @@ fn block<const M: usize, const N: usize>(
         }
     }
     for (r, row) in block.iter().enumerate() {
-        for (y, x) in c[(i + r) * c_row + j..][..N].iter_mut().zip(row) {
-            *y += x;
-        }
-    }
-}
-
-#[inline(always)]
-fn edge(
-    i: usize,
-    j: usize,
-    rows: usize,
-    columns: usize,
-    k: usize,
-    a: Strided,
-    b: &[f32],
-    b_row: usize,
-    c: &mut [f32],
-    c_row: usize,
-) {
-    for r in i..i + rows {
-        let mut row = [0.0_f32; COLUMNS / 2];
-        for p in 0..k {
-            let x = a.values[r * a.row + p * a.column];
-            for (y, b) in row.iter_mut().zip(&b[p * b_row + j..][..columns]) {
-                *y = x.mul_add(*b, *y);
+        let c = &mut c[(i + r) * c_row + j..][..N];
+        if ADD {
+            for (y, x) in c.iter_mut().zip(row) {
+                *y += x;
             }
-        }
-        for (y, x) in c[r * c_row + j..][..columns].iter_mut().zip(&row) {
-            *y += x;
+        } else {
+            c.copy_from_slice(row);
         }
     }
 }
@@ -108,25 +102,22 @@ mod tests {
     #[test]
     fn equals_the_plain_product_at_odd_sizes() {
         for [m, n, k] in
-            [[1, 1, 1], [8, 32, 16], [9, 33, 17], [7, 15, 3], [64, 47, 24], [3, 100, 0]]
+            [[1, 16, 1], [8, 32, 16], [9, 48, 17], [7, 16, 3], [64, 80, 24], [3, 96, 0]]
         {
             let a: Vec<f32> = (0..m * k).map(|i| (i as f32).sin()).collect();
             let b: Vec<f32> = (0..k * n).map(|i| (i as f32).cos()).collect();
             for transposed in [false, true] {
                 let (row, column) = if transposed { (1, m) } else { (k, 1) };
-                let mut c = vec![1.0_f32; m * n];
                 let a = Strided { values: &a, row, column };
-                multiply_add([m, n, k], a, &b, n, &mut c, n);
+                let (mut set, mut added) = (vec![1.0_f32; m * n], vec![1.0_f32; m * n]);
+                multiply::<false>([m, n, k], a, &b, n, &mut set, n);
+                multiply::<true>([m, n, k], a, &b, n, &mut added, n);
                 for i in 0..m {
                     for j in 0..n {
-                        let want = 1.0
-                            + (0..k)
-                                .map(|p| {
-                                    f64::from(a.values[i * row + p * column])
-                                        * f64::from(b[p * n + j])
-                                })
-                                .sum::<f64>();
-                        assert!((f64::from(c[i * n + j]) - want).abs() < 1e-5);
+                        let term = |p| f64::from(a.values[i * row + p * column] * b[p * n + j]);
+                        let want = (0..k).map(term).sum::<f64>();
+                        assert!((f64::from(set[i * n + j]) - want).abs() < 1e-5);
+                        assert!((f64::from(added[i * n + j]) - want - 1.0).abs() < 1e-5);
                     }
                 }
             }

@@ -6,6 +6,6 @@ mod rows;
 mod simd;
 
 pub(crate) use access::{F32View, float_tensor, int_values};
-pub(crate) use gemm::{Strided, multiply_add};
+pub(crate) use gemm::{COLUMN_STEP, Strided, multiply};
 pub(crate) use rows::{for_rows, sum_over_rows};
-pub(crate) use simd::{NullaryFnOnce, dot, exp, max, sigmoid, simd_fn, sum, with_simd};
+pub(crate) use simd::{NullaryFnOnce, dot, exp, exp2, max, sigmoid, simd_fn, sum, tanh, with_simd};

@@ -3,5 +3,6 @@
 //! `check` in `support.rs` runs the kernel in f32 on flex and on wgpu, and the reference in f64 on
 //! flex; `check_half` does so for f16 and bf16, with bounds that follow from their rounding.
 
+mod attention;
 mod rms_norm;
 mod support;

@@ -7,7 +7,9 @@
 //! error on to the result.
 
 use burn::tensor::{DType, Tensor};
-use burn_titan_kernels::{attention, linear_cross_entropy, rms_norm, rope, sum_of_squares, swiglu};
+use burn_titan_kernels::{
+    AttentionMask, Scores, attention, linear_cross_entropy, rms_norm, rope, sum_of_squares, swiglu,
+};
 use burn_titan_tests::numbers::{
     forward_backward, int_tensor, noise, tensor, transposed, values, wide,
 };
@@ -130,8 +132,8 @@ fn attention_rounds_its_output_once() {
     let kv = [batch, kv_heads, seq, head_dim];
     let (output, gradients) = forward_backward(inputs, &gradient, DType::BF16, |[q, k, v]| {
         let (q, k, v) = (q.reshape([batch, heads, seq, head_dim]), k.reshape(kv), v.reshape(kv));
-        let first_key = int_tensor(&first_key, [batch, seq]);
-        attention(q, k, v, first_key, (head_dim as f32).powf(-0.5))
+        let mask = AttentionMask::documents(int_tensor(&first_key, [batch, seq]));
+        attention(q, k, v, &mask, Scores::scaled(head_dim)).output
     });
     within("attention", &output, &want, |_| 0.0);
 

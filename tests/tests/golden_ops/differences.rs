@@ -1,7 +1,9 @@
 //! Every hand-written backward against central differences of an f64 forward.
 
 use burn::tensor::{DType, Tensor};
-use burn_titan_kernels::{attention, linear_cross_entropy, rms_norm, rope, swiglu};
+use burn_titan_kernels::{
+    AttentionMask, Scores, attention, linear_cross_entropy, rms_norm, rope, swiglu,
+};
 use burn_titan_tests::numbers::{
     forward_backward, int_tensor, noise, relative, tensor, wide, worst,
 };
@@ -63,8 +65,8 @@ fn check_attention(name: &str, sizes: AttentionSizes, documents: &[usize]) {
             let kv = [batch, kv_heads, seq, head_dim];
             let (q, k, v) =
                 (q.reshape([batch, heads, seq, head_dim]), k.reshape(kv), v.reshape(kv));
-            let first_key = int_tensor(&first_key, [batch, seq]);
-            attention(q, k, v, first_key, (head_dim as f32).powf(-0.5))
+            let mask = AttentionMask::documents(int_tensor(&first_key, [batch, seq]));
+            attention(q, k, v, &mask, Scores::scaled(head_dim)).output
         },
         |inputs| reference::attention(inputs, &first_key, sizes).0,
     );
