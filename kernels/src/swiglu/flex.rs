@@ -25,7 +25,7 @@ pub(super) fn backward(
     gate: &FlexTensor,
     up: &FlexTensor,
     gradient: &FlexTensor,
-) -> [FlexTensor; 2] {
+) -> (FlexTensor, FlexTensor) {
     let (a, b, dy) = (F32View::new(gate), F32View::new(up), F32View::new(gradient));
     let (mut da, mut db) = (vec![0.0; a.len()], vec![0.0; a.len()]);
     da.par_chunks_mut(CHUNK)
@@ -34,7 +34,7 @@ pub(super) fn backward(
         .for_each(|((da, db), ((a, b), dy))| {
             backward_chunk(da, db, a, b, dy);
         });
-    [float_tensor(da, gate.shape(), gate.dtype()), float_tensor(db, up.shape(), up.dtype())]
+    (float_tensor(da, gate.shape(), gate.dtype()), float_tensor(db, up.shape(), up.dtype()))
 }
 
 simd_fn! {

@@ -3,7 +3,10 @@
 use burn::tensor::Tensor;
 use burn::tensor::activation::silu;
 
+use crate::wide::widened;
+
 /// See [`super::swiglu`].
 pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
-    silu(gate) * up
+    let dtype = gate.dtype();
+    (silu(widened(gate)) * widened(up)).cast(dtype)
 }

@@ -5,4 +5,6 @@
 
 mod attention;
 mod rms_norm;
+mod rope;
 mod support;
+mod swiglu;
