@@ -1,30 +1,61 @@
-//! Reading and making flex tensors as plain `f32` slices.
+//! Reading and making flex tensors as plain slices.
 
-use std::ops::Deref;
+use std::marker::PhantomData;
+use std::ops::{Deref, Range};
 
-use burn::tensor::{DType, Shape, bf16, f16};
+use burn::tensor::{Bytes, DType, Shape};
 use burn_flex::{FlexTensor, Layout};
-use bytemuck::Pod;
+use rayon::prelude::*;
 
-/// The values of a float tensor as a contiguous row-major `f32` slice.
-///
-/// An f32 tensor that is contiguous already is borrowed; everything else is copied once.
-pub(crate) struct F32View {
+use super::number::{Number, convert, with_number};
+
+/// Elements that a task converts.
+const CHUNK: usize = 32 * 1024;
+
+/// The values of a tensor of the dtype of `E`, row-major. A tensor that is contiguous, or a contiguous
+/// part of another, is borrowed; any other is copied once.
+pub(crate) struct Values<E> {
     tensor: FlexTensor,
-    converted: Option<Vec<f32>>,
+    range: Range<usize>,
+    element: PhantomData<E>,
+}
+
+impl<E: Number> Values<E> {
+    pub(crate) fn new(tensor: &FlexTensor) -> Self {
+        let (tensor, range) = match tensor.layout().contiguous_offsets() {
+            Some((start, end)) => (tensor.clone(), start..end),
+            None => (tensor.to_contiguous(), 0..tensor.layout().num_elements()),
+        };
+        Self { tensor, range, element: PhantomData }
+    }
+}
+
+impl<E: Number> Deref for Values<E> {
+    type Target = [E];
+
+    fn deref(&self) -> &[E] {
+        &self.tensor.storage()[self.range.clone()]
+    }
+}
+
+/// The values of a float tensor as a contiguous row-major `f32` slice: those of an f32 tensor as
+/// [`Values`] has them, others converted once.
+pub(crate) enum F32View {
+    Borrowed(Values<f32>),
+    Converted(Vec<f32>),
 }
 
 impl F32View {
     pub(crate) fn new(tensor: &FlexTensor) -> Self {
-        let tensor = tensor.to_contiguous();
-        let converted = match tensor.dtype() {
-            DType::F32 => None,
-            DType::BF16 => Some(tensor.storage::<bf16>().iter().map(|x| x.to_f32()).collect()),
-            DType::F16 => Some(tensor.storage::<f16>().iter().map(|x| x.to_f32()).collect()),
-            DType::F64 => Some(tensor.storage::<f64>().iter().map(|x| *x as f32).collect()),
-            other => unreachable!("a float tensor has the dtype {other:?}"),
-        };
-        Self { tensor, converted }
+        if tensor.dtype() == DType::F32 {
+            return Self::Borrowed(Values::new(tensor));
+        }
+        with_number!(tensor.dtype(), E => {
+            let values = Values::<E>::new(tensor);
+            let mut converted = vec![0.0; values.len()];
+            convert_in_parallel::<E, f32>(&values, &mut converted);
+            Self::Converted(converted)
+        })
     }
 }
 
@@ -32,32 +63,38 @@ impl Deref for F32View {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        match &self.converted {
-            Some(values) => values,
-            None => self.tensor.storage(),
+        match self {
+            Self::Borrowed(values) => values,
+            Self::Converted(values) => values,
         }
     }
 }
 
 /// A float tensor of the given dtype from row-major `f32` values.
 pub(crate) fn float_tensor(values: Vec<f32>, shape: Shape, dtype: DType) -> FlexTensor {
-    match dtype {
-        DType::F32 => tensor_of(values, shape, dtype),
-        DType::BF16 => {
-            tensor_of(values.into_iter().map(bf16::from_f32).collect::<Vec<_>>(), shape, dtype)
-        }
-        DType::F16 => {
-            tensor_of(values.into_iter().map(f16::from_f32).collect::<Vec<_>>(), shape, dtype)
-        }
-        DType::F64 => {
-            tensor_of(values.into_iter().map(f64::from).collect::<Vec<_>>(), shape, dtype)
-        }
-        other => unreachable!("no float tensor has the dtype {other:?}"),
+    if dtype == DType::F32 {
+        return FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape), dtype);
     }
+    let mut tensor = zeros(shape, dtype);
+    with_number!(dtype, E => convert_in_parallel::<f32, E>(&values, tensor.storage_mut()));
+    tensor
 }
 
-fn tensor_of<E: Pod + Send + Sync>(values: Vec<E>, shape: Shape, dtype: DType) -> FlexTensor {
-    FlexTensor::new(burn::tensor::Bytes::from_elems(values), Layout::contiguous(shape), dtype)
+/// A tensor of zeros whose pages are not touched. (`FlexTensor::zeros` copies what it allocates.)
+pub(crate) fn zeros(shape: Shape, dtype: DType) -> FlexTensor {
+    let n = shape.num_elements();
+    let bytes = match dtype.size() {
+        2 => Bytes::from_elems(vec![0_u16; n]),
+        4 => Bytes::from_elems(vec![0_u32; n]),
+        8 => Bytes::from_elems(vec![0_u64; n]),
+        _ => unreachable!("no number tensor has the dtype {dtype:?}"),
+    };
+    FlexTensor::new(bytes, Layout::contiguous(shape), dtype)
+}
+
+/// [`convert`] by chunks in parallel.
+pub(crate) fn convert_in_parallel<A: Number, B: Number>(from: &[A], to: &mut [B]) {
+    to.par_chunks_mut(CHUNK).zip(from.par_chunks(CHUNK)).for_each(|(to, from)| convert(from, to));
 }
 
 /// The values of an integer tensor, row-major.
