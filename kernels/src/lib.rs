@@ -18,6 +18,7 @@ pub mod cross_entropy;
 #[cfg(feature = "cube")]
 mod cube;
 pub mod device;
+pub mod embedding;
 mod flex;
 pub mod inject;
 pub mod norm;
@@ -31,6 +32,7 @@ mod wide;
 pub use adamw::{AdamwStep, adamw};
 pub use attention::{Attention, AttentionMask, Scores, attention, attention_backward};
 pub use cross_entropy::linear_cross_entropy;
+pub use embedding::embedding;
 pub use inject::inject_gradient;
 pub use norm::sum_of_squares;
 pub use rms_norm::rms_norm;

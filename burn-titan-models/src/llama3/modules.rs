@@ -11,7 +11,7 @@ use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
 use burn_titan_core::model::{Context, HeadOutput, ModuleUnit, Stream, Unit, UnitModule};
-use burn_titan_kernels::{linear_cross_entropy, swiglu};
+use burn_titan_kernels::{embedding, linear_cross_entropy, swiglu};
 
 use super::config::LlamaConfig;
 use crate::attention::{Attention, AttentionConfig};
@@ -26,7 +26,7 @@ pub struct TokenEmbedding {
 
 impl UnitModule for TokenEmbedding {
     fn forward(&self, input: Stream, _: &Context) -> Stream {
-        Stream::Hidden(self.tok_embeddings.forward(input.tokens()))
+        Stream::Hidden(embedding(self.tok_embeddings.weight.val(), input.tokens()))
     }
 }
 
