@@ -1,65 +1,76 @@
 //! AdamW on the CPU, in place.
 
+use burn::tensor::DType;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::AdamwStep;
-use crate::flex::{F32View, simd_fn};
+use super::{AdamwStep, Numbers};
+use crate::flex::{F32View, convert, owned, simd_fn, values_mut, with_number, zeros};
 
+/// Elements of a task: few enough that the copy finds the new parameter in the cache.
 const CHUNK: usize = 32 * 1024;
 
 pub(super) fn adamw(
-    parameter: FlexTensor,
+    state: [FlexTensor; 3],
     gradient: &FlexTensor,
-    first_moment: FlexTensor,
-    second_moment: FlexTensor,
-    s: AdamwStep,
-) -> (FlexTensor, FlexTensor, FlexTensor) {
-    // A moved tensor stays the only owner of its buffer, so that it is updated in place.
-    let contiguous = |t: FlexTensor| if t.is_contiguous() { t } else { t.to_contiguous() };
-    let (mut parameter, mut first, mut second) =
-        (contiguous(parameter), contiguous(first_moment), contiguous(second_moment));
+    step: AdamwStep,
+) -> [FlexTensor; 3] {
+    let numbers = Numbers::from(step);
+    let mut state = state.map(owned::<f32>);
     let gradient = F32View::new(gradient);
-    let n = gradient.len();
-    let numbers = Numbers::of(s);
-    let (p0, m0, v0) = (offset(&parameter), offset(&first), offset(&second));
-    let p = &mut parameter.storage_mut::<f32>()[p0..p0 + n];
-    let m = &mut first.storage_mut::<f32>()[m0..m0 + n];
-    let v = &mut second.storage_mut::<f32>()[v0..v0 + n];
-    p.par_chunks_mut(CHUNK)
-        .zip(m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK)))
-        .zip(gradient.par_chunks(CHUNK))
-        .for_each(|((p, (m, v)), g)| update(p, m, v, g, &numbers));
-    (parameter, first, second)
+    chunks(&mut state, &gradient).for_each(|chunk| {
+        chunk.update(&numbers);
+    });
+    state
 }
 
-/// The step's numbers in f32, with all that does not depend on the element worked out.
-struct Numbers {
-    step_size: f32,
-    root_correction: f32,
-    keep: f32,
-    beta1: f32,
-    beta2: f32,
-    rest1: f32,
-    rest2: f32,
-    eps: f32,
-    gradient_scale: f32,
+/// The same, and the new parameter in the dtype `copy`.
+pub(super) fn adamw_with_copy(
+    state: [FlexTensor; 3],
+    gradient: &FlexTensor,
+    step: AdamwStep,
+    copy: DType,
+) -> ([FlexTensor; 3], FlexTensor) {
+    let numbers = Numbers::from(step);
+    let mut state = state.map(owned::<f32>);
+    let mut low = zeros(state[0].layout().shape().clone(), copy);
+    let gradient = F32View::new(gradient);
+    with_number!(copy, E => {
+        let low = values_mut::<E>(&mut low).par_chunks_mut(CHUNK);
+        chunks(&mut state, &gradient).zip(low).for_each(|(chunk, low)| {
+            convert(chunk.update(&numbers), low);
+        });
+    });
+    (state, low)
 }
 
-impl Numbers {
-    fn of(s: AdamwStep) -> Self {
-        let t = s.step as f64;
-        Self {
-            step_size: (s.lr / (1.0 - s.beta1.powf(t))) as f32,
-            root_correction: (1.0 / (1.0 - s.beta2.powf(t))).sqrt() as f32,
-            keep: (1.0 - s.lr * s.weight_decay) as f32,
-            beta1: s.beta1 as f32,
-            beta2: s.beta2 as f32,
-            rest1: (1.0 - s.beta1) as f32,
-            rest2: (1.0 - s.beta2) as f32,
-            eps: s.eps as f32,
-            gradient_scale: s.gradient_scale as f32,
-        }
+struct Chunk<'a> {
+    parameter: &'a mut [f32],
+    first: &'a mut [f32],
+    second: &'a mut [f32],
+    gradient: &'a [f32],
+}
+
+fn chunks<'a>(
+    [parameter, first, second]: &'a mut [FlexTensor; 3],
+    gradient: &'a [f32],
+) -> impl IndexedParallelIterator<Item = Chunk<'a>> {
+    let state = values_mut(parameter)
+        .par_chunks_mut(CHUNK)
+        .zip(values_mut(first).par_chunks_mut(CHUNK).zip(values_mut(second).par_chunks_mut(CHUNK)));
+    state.zip(gradient.par_chunks(CHUNK)).map(|((parameter, (first, second)), gradient)| Chunk {
+        parameter,
+        first,
+        second,
+        gradient,
+    })
+}
+
+impl<'a> Chunk<'a> {
+    /// Returns the new parameter.
+    fn update(self, numbers: &Numbers) -> &'a [f32] {
+        update(&mut *self.parameter, self.first, self.second, self.gradient, numbers);
+        self.parameter
     }
 }
 
@@ -78,8 +89,4 @@ simd_fn! {
             *p = *p * n.keep - n.step_size * *m / (v.sqrt() * n.root_correction + n.eps);
         }
     }
-}
-
-fn offset(tensor: &FlexTensor) -> usize {
-    tensor.layout().start_offset()
 }

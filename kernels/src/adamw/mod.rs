@@ -3,15 +3,17 @@
 //! With `g = gradient_scale * gradient`, at step `t` from 1:
 //! `p *= 1 - lr weight_decay`, `m = beta1 m + (1 - beta1) g`, `v = beta2 v + (1 - beta2) g^2`,
 //! `p -= lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)`.
+//!
+//! A tensor that is given up (not cloned elsewhere) is updated in place.
 
+#[cfg(feature = "cube")]
+mod cube;
 mod flex;
 pub mod reference;
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, Flex, backend_extension};
-use burn::tensor::Tensor;
-
-use crate::device::is_flex;
+use burn::tensor::{DType, Tensor};
 
 /// The numbers of one AdamW step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -32,10 +34,43 @@ pub struct AdamwStep {
     pub gradient_scale: f64,
 }
 
-/// The dispatched form of [`adamw`].
-#[backend_extension(Flex)]
+/// The step's numbers in f32, with all that does not depend on the element worked out.
+struct Numbers {
+    step_size: f32,
+    root_correction: f32,
+    keep: f32,
+    beta1: f32,
+    beta2: f32,
+    rest1: f32,
+    rest2: f32,
+    eps: f32,
+    gradient_scale: f32,
+}
+
+impl From<AdamwStep> for Numbers {
+    fn from(s: AdamwStep) -> Self {
+        let t = s.step as f64;
+        Self {
+            step_size: (s.lr / (1.0 - s.beta1.powf(t))) as f32,
+            root_correction: (1.0 / (1.0 - s.beta2.powf(t))).sqrt() as f32,
+            keep: (1.0 - s.lr * s.weight_decay) as f32,
+            beta1: s.beta1 as f32,
+            beta2: s.beta2 as f32,
+            rest1: (1.0 - s.beta1) as f32,
+            rest2: (1.0 - s.beta2) as f32,
+            eps: s.eps as f32,
+            gradient_scale: s.gradient_scale as f32,
+        }
+    }
+}
+
+/// The dispatched forms of [`adamw`] and [`adamw_with_copy`].
+#[backend_extension(Flex, Cube: cfg(feature = "cube"), Fusion: cfg(feature = "tuned"))]
 pub trait AdamwOps: Backend {
-    /// See [`adamw`].
+    /// See [`adamw`]. Returns the parameter, the first moment and the second.
+    #[fusion(meta = |parameter, _, first, second, _| {
+        (parameter.clone(), first.clone(), second.clone())
+    })]
     fn fused_adamw(
         parameter: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
@@ -43,6 +78,21 @@ pub trait AdamwOps: Backend {
         second_moment: FloatTensor<Self>,
         step: AdamwStep,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`adamw_with_copy`]. Returns the parameter, the first moment, the second, and the copy.
+    #[fusion(meta = |parameter, _, first, second, _, copy_dtype| {
+        let mut copy = parameter.clone();
+        copy.dtype = *copy_dtype;
+        (parameter.clone(), first.clone(), second.clone(), copy)
+    })]
+    fn fused_adamw_with_copy(
+        parameter: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        first_moment: FloatTensor<Self>,
+        second_moment: FloatTensor<Self>,
+        step: AdamwStep,
+        copy_dtype: DType,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 }
 
 impl AdamwOps for Flex {
@@ -53,12 +103,57 @@ impl AdamwOps for Flex {
         second_moment: FloatTensor<Self>,
         step: AdamwStep,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        flex::adamw(parameter, &gradient, first_moment, second_moment, step)
+        let [p, m, v] = flex::adamw([parameter, first_moment, second_moment], &gradient, step);
+        (p, m, v)
+    }
+
+    fn fused_adamw_with_copy(
+        parameter: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        first_moment: FloatTensor<Self>,
+        second_moment: FloatTensor<Self>,
+        step: AdamwStep,
+        copy_dtype: DType,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let state = [parameter, first_moment, second_moment];
+        let ([p, m, v], copy) = flex::adamw_with_copy(state, &gradient, step, copy_dtype);
+        (p, m, v, copy)
     }
 }
 
-/// One AdamW step; returns the new parameter, first moment and second moment. All are f32 `[n]` and
-/// not tracked. On flex a tensor that is given up (not cloned elsewhere) is updated in place.
+#[cfg(feature = "cube")]
+impl AdamwOps for burn_cubecl::CubeBackend {
+    fn fused_adamw(
+        parameter: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        first_moment: FloatTensor<Self>,
+        second_moment: FloatTensor<Self>,
+        step: AdamwStep,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let [p, m, v] = cube::adamw([parameter, first_moment, second_moment], gradient, step);
+        (p, m, v)
+    }
+
+    fn fused_adamw_with_copy(
+        parameter: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        first_moment: FloatTensor<Self>,
+        second_moment: FloatTensor<Self>,
+        step: AdamwStep,
+        copy_dtype: DType,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let state = [parameter, first_moment, second_moment];
+        let ([p, m, v], copy) = cube::adamw_with_copy(state, gradient, step, copy_dtype);
+        (p, m, v, copy)
+    }
+}
+
+/// One AdamW step; returns the new parameter, first moment and second moment.
+///
+/// All are `[n]` and not tracked. Parameter and moments are f32, the gradient is of any float dtype.
+///
+/// # Panics
+/// If the parameter or a moment is not f32, or the lengths differ.
 pub fn adamw(
     parameter: Tensor<1>,
     gradient: Tensor<1>,
@@ -66,9 +161,7 @@ pub fn adamw(
     second_moment: Tensor<1>,
     step: AdamwStep,
 ) -> [Tensor<1>; 3] {
-    if !is_flex(&parameter.device()) {
-        return reference::adamw(parameter, gradient, first_moment, second_moment, step);
-    }
+    check(&parameter, &gradient, [&first_moment, &second_moment]);
     let (parameter, first, second) = <Dispatch as AdamwOps>::fused_adamw(
         parameter.into_dispatch(),
         gradient.into_dispatch(),
@@ -79,36 +172,35 @@ pub fn adamw(
     [parameter, first, second].map(Tensor::from_dispatch)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::{distance, noise, values};
+/// [`adamw`], and in the same pass the new parameter rounded to `copy_dtype` (bf16 or f16): what the next
+/// forward computes with.
+///
+/// # Panics
+/// As [`adamw`].
+pub fn adamw_with_copy(
+    parameter: Tensor<1>,
+    gradient: Tensor<1>,
+    first_moment: Tensor<1>,
+    second_moment: Tensor<1>,
+    step: AdamwStep,
+    copy_dtype: DType,
+) -> ([Tensor<1>; 3], Tensor<1>) {
+    check(&parameter, &gradient, [&first_moment, &second_moment]);
+    let (parameter, first, second, copy) = <Dispatch as AdamwOps>::fused_adamw_with_copy(
+        parameter.into_dispatch(),
+        gradient.into_dispatch(),
+        first_moment.into_dispatch(),
+        second_moment.into_dispatch(),
+        step,
+        copy_dtype,
+    );
+    ([parameter, first, second].map(Tensor::from_dispatch), Tensor::from_dispatch(copy))
+}
 
-    #[test]
-    fn equals_the_reference_at_odd_sizes() {
-        let step = |t| AdamwStep {
-            lr: 1e-2,
-            beta1: 0.9,
-            beta2: 0.95,
-            eps: 1e-8,
-            weight_decay: 0.1,
-            step: t,
-            gradient_scale: 0.7,
-        };
-        for n in [0, 1, 17, 70_001] {
-            let zero = || noise([n], 0) * 0.0;
-            let mut got = [noise([n], 1), zero(), zero()];
-            let mut want = got.clone();
-            for t in 1..=5 {
-                let gradient = noise([n], 10 + t);
-                let [p, m, v] = got;
-                got = adamw(p, gradient.clone(), m, v, step(t));
-                let [p, m, v] = want;
-                want = reference::adamw(p, gradient, m, v, step(t));
-            }
-            for (got, want) in got.into_iter().zip(want) {
-                assert!(distance(&values(got), &values(want)) < 1e-6);
-            }
-        }
+fn check(parameter: &Tensor<1>, gradient: &Tensor<1>, moments: [&Tensor<1>; 2]) {
+    let [first, second] = moments;
+    for tensor in [parameter, first, second] {
+        assert_eq!(tensor.dtype(), DType::F32, "AdamW keeps its state in f32");
+        assert_eq!(tensor.dims(), gradient.dims(), "AdamW's tensors have one length");
     }
 }

@@ -40,6 +40,13 @@ pub(crate) fn zeros(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) ->
     zeros_client(like.client.clone(), like.device.clone(), shape.into(), dtype)
 }
 
+/// The tensor, contiguous, as one that a kernel may change in place: itself if no one else holds it,
+/// else a copy.
+pub(crate) fn owned(tensor: CubeTensor) -> CubeTensor {
+    let tensor = into_contiguous(tensor);
+    if tensor.can_mut() { tensor } else { tensor.copy() }
+}
+
 /// The element type of a tensor, as a launch wants it.
 pub(crate) fn element(tensor: &CubeTensor) -> ElemType {
     dtype_to_storage_type(tensor.dtype())

@@ -70,6 +70,23 @@ impl Deref for F32View {
     }
 }
 
+/// The tensor as one whose values can be changed in place: itself if no one else holds it, else a copy.
+pub(crate) fn owned<E: Number>(tensor: FlexTensor) -> FlexTensor {
+    if tensor.is_unique() && tensor.is_contiguous() {
+        return tensor;
+    }
+    let values = Values::<E>::new(&tensor).to_vec();
+    let layout = Layout::contiguous(tensor.layout().shape().clone());
+    FlexTensor::new(Bytes::from_elems(values), layout, E::dtype())
+}
+
+/// The values of an [`owned`] tensor.
+pub(crate) fn values_mut<E: Number>(tensor: &mut FlexTensor) -> &mut [E] {
+    let offsets = tensor.layout().contiguous_offsets();
+    let (start, end) = offsets.expect("an owned tensor is contiguous");
+    &mut tensor.storage_mut()[start..end]
+}
+
 /// A float tensor of the given dtype from row-major `f32` values.
 pub(crate) fn float_tensor(values: Vec<f32>, shape: Shape, dtype: DType) -> FlexTensor {
     if dtype == DType::F32 {

@@ -4,6 +4,7 @@
 //! flex; `check_half` does so for f16 and bf16, with bounds that follow from their rounding.
 
 mod attention;
+mod adamw;
 mod embedding;
 mod rms_norm;
 mod rope;
