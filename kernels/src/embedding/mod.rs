@@ -25,7 +25,7 @@ pub trait EmbeddingOps: Backend {
 
     /// The gradient of the weight, `[vocab, dim]`, from that of the output, `[batch, seq, dim]`.
     /// Not differentiable.
-    #[fusion(dtype = gradient, shape = { let _ = ids; [*vocab, gradient[2]].into() })]
+    #[fusion(dtype = gradient, shape = [*vocab, gradient[2]].into())]
     fn fused_embedding_backward(
         gradient: FloatTensor<Self>,
         ids: IntTensor<Self>,

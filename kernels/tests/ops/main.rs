@@ -6,6 +6,7 @@
 mod attention;
 mod adamw;
 mod embedding;
+mod norm;
 mod rms_norm;
 mod rope;
 mod support;
