@@ -13,6 +13,7 @@
 //! One module a command. Exit codes: 0 done; 1 the run failed; 2 the command line, the config, the data,
 //! a checkpoint or the device is wrong.
 
+mod allocator;
 mod arguments;
 mod doctor;
 mod evaluate;
@@ -31,12 +32,9 @@ use clap::Parser;
 
 use arguments::{Arguments, Command, Convert, TokenizerCommand};
 
-// Steps allocate and free large buffers; mimalloc keeps them instead of giving them back.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Runs the command of this process with the models of `registry`.
 pub fn main(registry: Registry) -> ExitCode {
+    allocator::keep_freed_memory();
     match run(&registry, Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of a pipe has seen enough.
