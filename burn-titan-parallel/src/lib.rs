@@ -8,6 +8,7 @@
 
 pub mod check;
 pub mod communicator;
+pub mod host;
 pub mod mesh;
 pub mod placement;
 pub mod program;

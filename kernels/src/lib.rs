@@ -29,10 +29,8 @@ pub mod swiglu;
 mod testing;
 mod wide;
 
-pub use adamw::{AdamwStep, adamw};
-pub use attention::{Attention, AttentionMask, Scores, attention, attention_backward};
 pub use adamw::{AdamwStep, adamw, adamw_with_copy};
-pub use attention::attention;
+pub use attention::{Attention, AttentionMask, Scores, attention, attention_backward};
 pub use cross_entropy::linear_cross_entropy;
 pub use embedding::embedding;
 pub use inject::inject_gradient;

@@ -6,10 +6,8 @@ mod number;
 mod rows;
 mod simd;
 
-pub(crate) use gemm::{COLUMN_STEP, Strided, multiply};
-pub(crate) use access::{F32View, Values, float_tensor, int_values, zeros};
 pub(crate) use access::{F32View, Values, float_tensor, int_values, owned, values_mut, zeros};
-pub(crate) use gemm::{Strided, multiply_add};
+pub(crate) use gemm::{COLUMN_STEP, Strided, multiply};
 pub(crate) use number::{Number, convert, with_number};
 pub(crate) use rows::{for_rows, sum_over_rows};
 pub(crate) use simd::{NullaryFnOnce, dot, exp, exp2, max, sigmoid, simd_fn, sum, tanh, with_simd};

@@ -3,8 +3,8 @@
 //! `check` in `support.rs` runs the kernel in f32 on flex and on wgpu, and the reference in f64 on
 //! flex; `check_half` does so for f16 and bf16, with bounds that follow from their rounding.
 
-mod attention;
 mod adamw;
+mod attention;
 mod embedding;
 mod norm;
 mod rms_norm;

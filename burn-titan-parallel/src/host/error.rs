@@ -1,0 +1,78 @@
+//! Why an exchange between ranks failed, and whose fault it is.
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::call::Call;
+
+/// A rank, as errors name it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Peer {
+    /// Its rank in the world.
+    pub rank: usize,
+    /// The host it runs on.
+    pub host: String,
+}
+
+impl std::fmt::Display for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "rank {} on {}", self.rank, self.host)
+    }
+}
+
+/// Why an operation between ranks failed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum CommError {
+    /// A peer is gone: its process ended, or the connection to it broke.
+    #[error("{peer} is lost ({cause}) in {}", during(.call))]
+    Lost {
+        /// The culprit.
+        peer: Peer,
+        /// What was seen of it.
+        cause: String,
+        /// What this rank was doing.
+        call: Option<Call>,
+    },
+    /// A peer did not answer in time.
+    #[error("{peer} did not answer within {} s in {}", .after.as_secs_f64(), during(.call))]
+    TimedOut {
+        /// The culprit.
+        peer: Peer,
+        /// How long this rank waited.
+        after: Duration,
+        /// What this rank was doing.
+        call: Option<Call>,
+    },
+    /// Two ranks disagree about the next operation of a group.
+    #[error(
+        "{peer} makes another call: {theirs}, but rank {rank} makes {ours}; every rank must make the same calls in the same order"
+    )]
+    Disagree {
+        /// The other rank.
+        peer: Peer,
+        /// This rank.
+        rank: usize,
+        /// This rank's call.
+        ours: Box<Call>,
+        /// The peer's.
+        theirs: Box<Call>,
+    },
+    /// A message does not match its checksum, or is none of ours.
+    #[error("the bytes from {peer} are damaged ({cause}) in {}", during(.call))]
+    Corrupt {
+        /// Who they came from.
+        peer: Peer,
+        /// What is wrong.
+        cause: String,
+        /// What this rank was doing.
+        call: Option<Call>,
+    },
+    /// The group was closed, or another of its operations failed before.
+    #[error("the group was given up: {0}")]
+    Closed(String),
+}
+
+fn during(call: &Option<Call>) -> String {
+    call.map_or_else(|| "no operation".to_string(), |call| call.to_string())
+}

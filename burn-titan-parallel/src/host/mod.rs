@@ -1,0 +1,27 @@
+//! Exchanging buffers of host memory between ranks. Knows no tensors.
+//!
+//! [`Links`] carry whole messages between any two ranks, into the receiver's [`mailbox::Mailbox`]; a
+//! [`Group`] makes collective operations of them; a [`Queue`] runs a group's operations one after the
+//! other beside the training thread.
+
+pub mod call;
+pub mod element;
+pub mod error;
+pub mod frame;
+pub mod group;
+pub mod links;
+pub mod local;
+pub mod mailbox;
+pub mod payload;
+pub mod queue;
+
+pub use call::{Call, Kind};
+pub use element::{Element, Reduction};
+pub use error::{CommError, Peer};
+pub use group::Group;
+pub use links::Links;
+pub use local::LocalLinks;
+pub use queue::{Pending, Queue};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,175 @@
+//! The progress thread of a group: operations run in the order they were called, while the caller goes on.
+
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::JoinHandle;
+
+use super::call::{Call, Kind};
+use super::element::{Element, Reduction};
+use super::error::CommError;
+use super::group::Group;
+
+type Job = Box<dyn FnOnce(&Group, u64) + Send>;
+
+/// A group with a thread of its own.
+pub struct Queue {
+    rank: usize,
+    size: usize,
+    jobs: Option<Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// An operation under way.
+#[must_use = "an operation is done only once it was waited for"]
+pub struct Pending<T>(Receiver<Result<T, CommError>>);
+
+impl<T> Pending<T> {
+    /// Waits for the operation.
+    ///
+    /// # Errors
+    /// As the operation's.
+    pub fn wait(self) -> Result<T, CommError> {
+        let gone = |_| Err(CommError::Closed("its progress thread has ended".to_string()));
+        self.0.recv().unwrap_or_else(gone)
+    }
+}
+
+impl Queue {
+    /// Starts the progress thread of a group.
+    ///
+    /// # Errors
+    /// If the system has no thread left.
+    pub fn new(group: Group) -> std::io::Result<Self> {
+        let (rank, size) = (group.rank(), group.size());
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let name = format!("comm-{}", group.links().rank());
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            for (job, sequence) in queue.into_iter().zip(1..) {
+                job(&group, sequence);
+            }
+        })?;
+        Ok(Self { rank, size, jobs: Some(jobs), thread: Some(thread) })
+    }
+
+    /// This rank's place in the group.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// Ranks in the group.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// [`Group::all_reduce`].
+    pub fn all_reduce(
+        &self,
+        buffer: Vec<u8>,
+        element: Element,
+        reduction: Reduction,
+    ) -> Pending<Vec<u8>> {
+        let call = plain(Kind::AllReduce, element, buffer.len());
+        let call = Call { reduction, ..call };
+        self.start(call, move |group, call| group.all_reduce(call, buffer))
+    }
+
+    /// [`Group::all_gather`], with lengths in elements.
+    pub fn all_gather(
+        &self,
+        buffer: Vec<u8>,
+        lengths: &[usize],
+        element: Element,
+    ) -> Pending<Vec<u8>> {
+        let lengths = in_bytes(lengths, element);
+        let call = with_lengths(Kind::AllGather, element, &lengths);
+        self.start(call, move |group, call| group.all_gather(call, buffer, &lengths))
+    }
+
+    /// [`Group::reduce_scatter`], with lengths in elements.
+    pub fn reduce_scatter(
+        &self,
+        buffer: Vec<u8>,
+        lengths: &[usize],
+        element: Element,
+        reduction: Reduction,
+    ) -> Pending<Vec<u8>> {
+        let lengths = in_bytes(lengths, element);
+        let call = Call { reduction, ..with_lengths(Kind::ReduceScatter, element, &lengths) };
+        self.start(call, move |group, call| group.reduce_scatter(call, buffer, &lengths))
+    }
+
+    /// [`Group::all_to_all`], with lengths in elements.
+    pub fn all_to_all(
+        &self,
+        buffer: Vec<u8>,
+        send: &[usize],
+        receive: &[usize],
+        element: Element,
+    ) -> Pending<Vec<u8>> {
+        let (send, receive) = (in_bytes(send, element), in_bytes(receive, element));
+        // What one rank sends is not what another sends: no count to agree on.
+        let call = plain(Kind::AllToAll, element, 0);
+        self.start(call, move |group, call| group.all_to_all(call, buffer, &send, &receive))
+    }
+
+    /// [`Group::broadcast`] of `count` elements; only the root's buffer counts.
+    pub fn broadcast(
+        &self,
+        buffer: Vec<u8>,
+        count: usize,
+        element: Element,
+        root: usize,
+    ) -> Pending<Vec<u8>> {
+        let call = plain(Kind::Broadcast, element, count * element.size());
+        let call = Call { root: root as u32, ..call };
+        self.start(call, move |group, call| group.broadcast(call, buffer))
+    }
+
+    /// [`Group::barrier`].
+    pub fn barrier(&self) -> Pending<()> {
+        self.start(plain(Kind::Barrier, Element::U8, 0), |group, call| group.barrier(call))
+    }
+
+    fn start<T: Send + 'static>(
+        &self,
+        call: Call,
+        run: impl FnOnce(&Group, &Call) -> Result<T, CommError> + Send + 'static,
+    ) -> Pending<T> {
+        let (done, pending) = mpsc::channel();
+        let job: Job = Box::new(move |group, sequence| {
+            let result = run(group, &Call { sequence, ..call });
+            if let Err(error) = &result {
+                // Peers must not wait for a rank that has given up.
+                group.links().abort(&error.to_string());
+            }
+            // Nobody may be waiting any more; that is no fault.
+            let _ = done.send(result);
+        });
+        if let Some(jobs) = &self.jobs {
+            // A thread that has ended drops the job, and with it `done`: `wait` says so.
+            let _ = jobs.send(job);
+        }
+        Pending(pending)
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn plain(kind: Kind, element: Element, bytes: usize) -> Call {
+    let count = (bytes / element.size()) as u64;
+    Call { kind, element, reduction: Reduction::Sum, root: 0, count, shape: 0, sequence: 0 }
+}
+
+fn with_lengths(kind: Kind, element: Element, bytes: &[usize]) -> Call {
+    Call { shape: Call::digest(bytes), ..plain(kind, element, bytes.iter().sum()) }
+}
+
+fn in_bytes(lengths: &[usize], element: Element) -> Vec<usize> {
+    lengths.iter().map(|length| length * element.size()).collect()
+}
