@@ -1,97 +1,248 @@
 //! Linear and cross-entropy on the CPU.
+//!
+//! With `lse` the log-sum-exp of a row of logits: `loss = lse - logits[target]`,
+//! `dlogits = e^(logits - lse) - one_hot(target)`, `dhidden = dlogits W^T`, `dW = hidden^T dlogits`.
+//! One buffer holds a chunk of logits and then their gradients. Chunks run by columns, then by rows,
+//! so that the part of `dW` that is summed into stays the same while the rows go by.
 
-use burn::backend::ops::FloatTensorOps;
-use burn::backend::{Flex, TensorMetadata};
-use burn::tensor::{DType, FloatDType, Shape};
+use std::ops::Range;
+
+use burn::backend::TensorMetadata;
+use burn::tensor::{DType, Shape, bf16, f16};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use crate::flex::{F32View, exp, float_tensor, int_values, max, simd_fn, sum};
+use super::chunks::Chunks;
+use crate::flex::{
+    F32View, Matrix, Strided, exp, float_tensor, int_values, max, multiply, simd_fn, sum,
+};
 
-/// Tokens whose logits are held at once.
-const CHUNK: usize = 512;
-
-/// Gradients of hidden states and weight, for a gradient of 1.
-pub(super) type Gradients = (FlexTensor, FlexTensor);
-
-pub(super) fn forward(
-    hidden: FlexTensor,
+/// Hidden states and a slice of the vocabulary, which begins at the word `first`. (The whole
+/// vocabulary is the slice from 0.)
+pub(super) struct Slice {
+    hidden: Matrix,
+    /// `[dim, vocab of the slice]`.
     weight: FlexTensor,
-    targets: &FlexTensor,
-    keep: bool,
-) -> (FlexTensor, Option<Gradients>) {
-    let [tokens, dim] = hidden.shape().dims();
-    let targets = int_values(targets);
-    let mut loss = 0.0_f64;
-    let mut d_hidden = Vec::new();
-    // Summed in f32, whatever the dtype of the weight.
-    let mut d_weight: Option<FlexTensor> = None;
-    for start in (0..tokens).step_by(CHUNK) {
-        let rows = CHUNK.min(tokens - start);
-        let chunk = hidden.narrow(0, start, rows);
-        let logits = Flex::float_matmul(chunk.clone(), weight.clone());
-        let (chunk_loss, d_logits) = rows_of_logits(&logits, &targets[start..start + rows], keep);
-        loss += chunk_loss;
-        if let Some(d_logits) = d_logits {
-            d_hidden.push(Flex::float_matmul(d_logits.clone(), weight.transpose(0, 1)));
-            let part = Flex::float_matmul(chunk.transpose(0, 1), d_logits);
-            let part = Flex::float_cast(part, FloatDType::F32);
-            d_weight = Some(match d_weight {
-                Some(sum) => Flex::float_add(sum, part),
-                None => part,
-            });
-        }
-    }
-    let gradients = keep.then(|| match d_weight {
-        Some(d_weight) => {
-            (Flex::float_cat(d_hidden, 0), Flex::float_cast(d_weight, weight.dtype().into()))
-        }
-        None => (
-            FlexTensor::zeros(Shape::new([tokens, dim]), hidden.dtype()),
-            FlexTensor::zeros(weight.shape(), weight.dtype()),
-        ),
-    });
-    (float_tensor(vec![loss as f32], Shape::new([1]), DType::F32), gradients)
+    /// Of the whole vocabulary; negative for tokens that do not count.
+    targets: Vec<i64>,
+    first: i64,
+    dim: usize,
+    chunks: Chunks,
 }
 
-/// The summed loss of a chunk and, if kept, `softmax(logits) - one_hot(target)`.
-fn rows_of_logits(logits: &FlexTensor, targets: &[i64], keep: bool) -> (f64, Option<FlexTensor>) {
-    let [rows, vocab] = logits.shape().dims();
-    let input = F32View::new(logits);
-    let mut output = vec![0.0_f32; if keep { rows * vocab } else { 0 }];
-    let row_loss = |row: usize, d_logits: &mut [f32]| -> f64 {
-        let Ok(target) = usize::try_from(targets[row]) else { return 0.0 };
-        let logits = &input[row * vocab..][..vocab];
-        row_of_logits(logits, target, d_logits)
-    };
-    let losses: Vec<f64> = if keep {
-        output.par_chunks_mut(vocab).enumerate().map(|(row, d)| row_loss(row, d)).collect()
-    } else {
-        (0..rows).into_par_iter().map(|row| row_loss(row, &mut [])).collect()
-    };
-    let d_logits = keep.then(|| float_tensor(output, logits.shape(), logits.dtype()));
-    (losses.iter().sum(), d_logits)
+/// What is known of a row of logits after some of its columns. Rows over several slices combine: log-sum-exps
+/// as in [`with_chunk`], target logits by taking the sum, since only one slice has the target.
+#[derive(Clone, Copy)]
+pub(super) struct RowStatistics {
+    log_sum_exp: f32,
+    /// 0 while the target was not seen.
+    target_logit: f32,
+}
+
+/// Where a chunk of logits is: tokens, columns of the slice, and those columns of the weight.
+struct Place<'a> {
+    rows: Range<usize>,
+    columns: Range<usize>,
+    weight: Strided<'a>,
+}
+
+impl Slice {
+    pub(super) fn new(
+        hidden: &FlexTensor,
+        weight: FlexTensor,
+        targets: &FlexTensor,
+        first: usize,
+        budget: usize,
+    ) -> Self {
+        let [tokens, dim] = hidden.shape().dims();
+        let [_, vocab] = weight.shape().dims();
+        let targets = int_values(targets);
+        assert_eq!(targets.len(), tokens, "a target for each token");
+        let chunks = Chunks::new(tokens, vocab, budget);
+        Self { hidden: Matrix::new(hidden), weight, targets, first: first as i64, dim, chunks }
+    }
+
+    /// Calls `visit` with each chunk of logits.
+    fn for_chunks(&self, mut visit: impl FnMut(Place, &mut [f32])) {
+        let mut buffer = vec![0.0; self.chunks.elements()];
+        for columns in self.chunks.columns() {
+            let weight = self.weight.narrow(1, columns.start, columns.len());
+            let weight = Matrix::new(&weight);
+            for rows in self.chunks.rows() {
+                let sizes = [rows.len(), columns.len(), self.dim];
+                let logits = &mut buffer[..rows.len() * columns.len()];
+                let hidden = self.hidden.strided().rows_from(rows.start);
+                multiply(sizes, hidden, weight.strided(), logits, columns.len(), false);
+                visit(Place { rows, columns: columns.clone(), weight: weight.strided() }, logits);
+            }
+        }
+    }
+
+    /// The column of the target of a token among some columns of the slice.
+    fn target_in(&self, token: usize, columns: &Range<usize>) -> Option<usize> {
+        let column = usize::try_from(self.targets[token] - self.first).ok()?;
+        columns.contains(&column).then(|| column - columns.start)
+    }
+
+    /// Pass 1: a row of statistics for each token.
+    pub(super) fn statistics(&self) -> Vec<RowStatistics> {
+        let empty = RowStatistics { log_sum_exp: f32::NEG_INFINITY, target_logit: 0.0 };
+        let mut statistics = vec![empty; self.targets.len()];
+        self.for_chunks(|place, logits| {
+            let columns = &place.columns;
+            let logits = logits.par_chunks(columns.len());
+            let rows = statistics[place.rows.clone()].par_iter_mut().zip(place.rows);
+            logits.zip(rows).for_each(|(logits, (statistics, token))| {
+                *statistics = with_chunk(*statistics, logits, self.target_in(token, columns));
+            });
+        });
+        statistics
+    }
+
+    /// Pass 2: the gradients of hidden states and weight for the log-sum-exp of the whole vocabulary.
+    pub(super) fn gradients(&self, log_sum_exp: impl Fn(usize) -> f32 + Sync) -> [Vec<f32>; 2] {
+        self.gradients_by(|place, logits| {
+            let columns = &place.columns;
+            let rows = logits.par_chunks_mut(columns.len()).zip(place.rows.clone());
+            rows.for_each(|(logits, token)| {
+                if self.targets[token] < 0 {
+                    logits.fill(0.0);
+                } else {
+                    let target = self.target_in(token, columns);
+                    logits_to_gradients(logits, log_sum_exp(token), target);
+                }
+            });
+        })
+    }
+
+    /// The gradients of hidden states and weight; `d_logits` turns logits into their gradients.
+    fn gradients_by(&self, mut d_logits: impl FnMut(&Place, &mut [f32])) -> [Vec<f32>; 2] {
+        let (dim, [_, vocab]) = (self.dim, self.weight.shape().dims());
+        let mut d_hidden = vec![0.0; self.targets.len() * dim];
+        let mut d_weight = vec![0.0; dim * vocab];
+        self.for_chunks(|place, logits| {
+            d_logits(&place, logits);
+            let Place { rows, columns, weight } = place;
+            let d_logits = Strided { values: logits, row: columns.len(), column: 1 };
+            let sizes = [rows.len(), dim, columns.len()];
+            let d_hidden = &mut d_hidden[rows.start * dim..];
+            multiply(sizes, d_logits, weight.transposed(), d_hidden, dim, columns.start > 0);
+            let sizes = [dim, columns.len(), rows.len()];
+            let hidden = self.hidden.strided().rows_from(rows.start).transposed();
+            let d_weight = &mut d_weight[columns.start..];
+            multiply(sizes, hidden, d_logits, d_weight, vocab, rows.start > 0);
+        });
+        [d_hidden, d_weight]
+    }
+
+    /// The summed loss, where this slice is the whole vocabulary and a chunk holds whole rows. `keep`:
+    /// turn the logits into their gradients.
+    fn whole_rows(&self, place: &Place, logits: &mut [f32], keep: bool) -> f64 {
+        let columns = &place.columns;
+        let rows = logits.par_chunks_mut(columns.len()).zip(place.rows.clone());
+        let losses: Vec<f64> = rows
+            .map(|(logits, token)| match self.target_in(token, columns) {
+                Some(target) => whole_row(logits, target, keep),
+                None => {
+                    logits.fill(0.0);
+                    0.0
+                }
+            })
+            .collect();
+        losses.iter().sum()
+    }
+
+    /// The summed loss from the statistics of the whole vocabulary.
+    fn loss(&self, statistics: &[RowStatistics]) -> f64 {
+        let counted = statistics.iter().zip(&self.targets).filter(|(_, target)| **target >= 0);
+        counted.map(|(row, _)| f64::from(row.log_sum_exp) - f64::from(row.target_logit)).sum()
+    }
+
+    fn assert_whole(&self) {
+        let [_, vocab] = self.weight.shape().dims();
+        let most = self.targets.iter().max().copied().unwrap_or(-1);
+        assert!(most < vocab as i64, "the target {most} is not among {vocab} words");
+    }
+
+    /// The loss `[1]`, where this slice is the whole vocabulary.
+    pub(super) fn forward(&self) -> FlexTensor {
+        self.assert_whole();
+        let mut loss = 0.0;
+        if self.chunks.whole_rows() {
+            self.for_chunks(|place, logits| loss += self.whole_rows(&place, logits, false));
+        } else {
+            loss = self.loss(&self.statistics());
+        }
+        scalar(loss)
+    }
+
+    /// The loss `[1]` and the gradients of hidden states and weight for a gradient of 1, where this
+    /// slice is the whole vocabulary.
+    pub(super) fn forward_and_gradients(&self) -> (FlexTensor, [Vec<f32>; 2]) {
+        self.assert_whole();
+        let mut loss = 0.0;
+        let gradients = if self.chunks.whole_rows() {
+            self.gradients_by(|place, logits| loss += self.whole_rows(place, logits, true))
+        } else {
+            let statistics = self.statistics();
+            loss = self.loss(&statistics);
+            self.gradients(|token| statistics[token].log_sum_exp)
+        };
+        (scalar(loss), gradients)
+    }
+}
+
+fn scalar(value: f64) -> FlexTensor {
+    float_tensor(vec![value as f32], Shape::new([1]), DType::F32)
 }
 
 simd_fn! {
-    /// The loss of a row; `d_logits` is filled if it is not empty.
-    fn row_of_logits(logits: &'a [f32], target: usize, d_logits: &'a mut [f32]) -> f64 {
+    /// The statistics of a row after more columns.
+    fn with_chunk(row: RowStatistics, logits: &'a [f32], target: Option<usize>) -> RowStatistics {
         let top = max(logits);
-        let total = if d_logits.is_empty() {
-            sum_of_exp(logits, top)
+        let chunk = top + sum_of_exp(logits, top).ln();
+        let (low, high) = if chunk < row.log_sum_exp {
+            (chunk, row.log_sum_exp)
         } else {
-            for (d, x) in d_logits.iter_mut().zip(logits) {
-                *d = exp(x - top);
-            }
-            let total = sum(d_logits);
-            let inverse = 1.0 / total;
-            for d in d_logits.iter_mut() {
-                *d *= inverse;
-            }
-            d_logits[target] -= 1.0;
-            total
+            (row.log_sum_exp, chunk)
         };
-        f64::from(total.ln()) + f64::from(top) - f64::from(logits[target])
+        RowStatistics {
+            log_sum_exp: high + exp(low - high).ln_1p(),
+            target_logit: target.map_or(row.target_logit, |target| logits[target]),
+        }
+    }
+}
+
+simd_fn! {
+    fn logits_to_gradients(logits: &'a mut [f32], log_sum_exp: f32, target: Option<usize>) -> () {
+        for x in logits.iter_mut() {
+            *x = exp(*x - log_sum_exp);
+        }
+        if let Some(target) = target {
+            logits[target] -= 1.0;
+        }
+    }
+}
+
+simd_fn! {
+    /// The loss of a row; `keep`: turn its logits into their gradients.
+    fn whole_row(logits: &'a mut [f32], target: usize, keep: bool) -> f64 {
+        let (top, target_logit) = (max(logits), logits[target]);
+        let total = if keep {
+            for x in logits.iter_mut() {
+                *x = exp(*x - top);
+            }
+            let total = sum(logits);
+            let inverse = 1.0 / total;
+            for x in logits.iter_mut() {
+                *x *= inverse;
+            }
+            logits[target] -= 1.0;
+            total
+        } else {
+            sum_of_exp(logits, top)
+        };
+        f64::from(total.ln()) + f64::from(top) - f64::from(target_logit)
     }
 }
 
@@ -108,8 +259,29 @@ fn sum_of_exp(logits: &[f32], top: f32) -> f32 {
     sum(&lanes)
 }
 
-/// The gradients times the gradient of the loss.
-pub(super) fn scaled((hidden, weight): Gradients, loss: FlexTensor) -> [FlexTensor; 2] {
-    let scale = F32View::new(&loss)[0];
-    [Flex::float_mul_scalar(hidden, scale.into()), Flex::float_mul_scalar(weight, scale.into())]
+/// A gradient times the gradient of the loss, in place where nothing else holds it.
+pub(super) fn scaled(mut gradient: FlexTensor, loss: &FlexTensor) -> FlexTensor {
+    let scale = F32View::new(loss)[0];
+    if scale == 1.0 {
+        return gradient;
+    }
+    match gradient.dtype() {
+        DType::F32 => each(gradient.storage_mut::<f32>(), |x| x * scale),
+        DType::BF16 => {
+            each(gradient.storage_mut::<bf16>(), |x| bf16::from_f32(x.to_f32() * scale));
+        }
+        DType::F16 => each(gradient.storage_mut::<f16>(), |x| f16::from_f32(x.to_f32() * scale)),
+        DType::F64 => each(gradient.storage_mut::<f64>(), |x| x * f64::from(scale)),
+        other => unreachable!("a gradient has the dtype {other:?}"),
+    }
+    gradient
+}
+
+fn each<E: Copy + Send + Sync>(values: &mut [E], f: impl Fn(E) -> E + Sync) {
+    const CHUNK: usize = 16 * 1024;
+    values.par_chunks_mut(CHUNK).for_each(|chunk| {
+        for x in chunk {
+            *x = f(*x);
+        }
+    });
 }

@@ -1,7 +1,9 @@
 //! Linear and cross-entropy by plain tensor operations; holds all logits.
 
 use burn::tensor::activation::log_softmax;
-use burn::tensor::{DType, Int, Tensor};
+use burn::tensor::{Int, Tensor};
+
+use crate::wide::widened;
 
 /// See [`super::linear_cross_entropy`].
 pub fn linear_cross_entropy(
@@ -9,8 +11,8 @@ pub fn linear_cross_entropy(
     weight: Tensor<2>,
     targets: Tensor<1, Int>,
 ) -> Tensor<1> {
-    let log_probabilities = log_softmax(hidden.matmul(weight).cast(DType::F32), 1);
-    let counted = targets.clone().greater_equal_elem(0).float();
+    let log_probabilities = log_softmax(widened(hidden.matmul(weight)), 1);
+    let counted = targets.clone().greater_equal_elem(0).float().cast(log_probabilities.dtype());
     let picked = log_probabilities.gather(1, targets.clamp_min(0).unsqueeze_dim(1)).squeeze_dim(1);
     -(picked * counted).sum()
 }

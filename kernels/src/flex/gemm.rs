@@ -18,7 +18,7 @@ pub(crate) const COLUMN_STEP: usize = 16;
 /// `c[m, n] = a[m, k] b[k, n]`, or `+=` where `ADD`. The rows of `b` and `c` are contiguous, `b_row` and
 /// `c_row` apart; `n` is a multiple of [`COLUMN_STEP`].
 #[inline(always)]
-pub(crate) fn multiply<const ADD: bool>(
+pub(crate) fn multiply_tile<const ADD: bool>(
     [m, n, k]: [usize; 3],
     a: Strided,
     b: &[f32],
@@ -110,8 +110,8 @@ mod tests {
                 let (row, column) = if transposed { (1, m) } else { (k, 1) };
                 let a = Strided { values: &a, row, column };
                 let (mut set, mut added) = (vec![1.0_f32; m * n], vec![1.0_f32; m * n]);
-                multiply::<false>([m, n, k], a, &b, n, &mut set, n);
-                multiply::<true>([m, n, k], a, &b, n, &mut added, n);
+                multiply_tile::<false>([m, n, k], a, &b, n, &mut set, n);
+                multiply_tile::<true>([m, n, k], a, &b, n, &mut added, n);
                 for i in 0..m {
                     for j in 0..n {
                         let term = |p| f64::from(a.values[i * row + p * column] * b[p * n + j]);

@@ -2,12 +2,14 @@
 
 mod access;
 mod gemm;
+mod matmul;
 mod number;
 mod rows;
 mod simd;
 
 pub(crate) use access::{F32View, Values, float_tensor, int_values, owned, values_mut, zeros};
-pub(crate) use gemm::{COLUMN_STEP, Strided, multiply};
+pub(crate) use gemm::{COLUMN_STEP, Strided, multiply_tile};
+pub(crate) use matmul::{Matrix, multiply};
 pub(crate) use number::{Number, convert, with_number};
 pub(crate) use rows::{for_rows, sum_over_rows};
 pub(crate) use simd::{NullaryFnOnce, dot, exp, exp2, max, sigmoid, simd_fn, sum, tanh, with_simd};

@@ -7,6 +7,7 @@ mod adamw;
 mod attention;
 mod embedding;
 mod norm;
+mod cross_entropy;
 mod rms_norm;
 mod rope;
 mod support;

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::pack::{Rows, tiles, transposed_tiles};
 use super::softmax::{cap, exponentials};
 use super::{KEY_TILE, Problem, QUERY_TILE, Sizes, Span};
-use crate::flex::{COLUMN_STEP, F32View, Strided, dot, float_tensor, multiply, simd_fn};
+use crate::flex::{COLUMN_STEP, F32View, Strided, dot, float_tensor, multiply_tile, simd_fn};
 
 /// Tasks that there should be, for many cores to share.
 const TASKS: usize = 64;
@@ -213,7 +213,7 @@ impl Backward<'_> {
             let index = kv_head * sizes.key_tiles() + tile;
             let transposed = index * KEY_TILE * head_dim..(index + 1) * KEY_TILE * head_dim;
             let columns = seen.within(tile).end.next_multiple_of(COLUMN_STEP);
-            multiply::<false>(
+            multiply_tile::<false>(
                 [rows, columns, head_dim],
                 Strided { values: query, row: width, column: 1 },
                 &self.keys_transposed[transposed.clone()],
@@ -221,7 +221,7 @@ impl Backward<'_> {
                 p,
                 KEY_TILE,
             );
-            multiply::<false>(
+            multiply_tile::<false>(
                 [rows, columns, head_dim],
                 Strided { values: gradient, row: width, column: 1 },
                 &self.values_transposed[transposed],
@@ -257,7 +257,7 @@ impl Backward<'_> {
                 }
             }
             let local = (tile - part.tiles.start) * KEY_TILE * width;
-            multiply::<true>(
+            multiply_tile::<true>(
                 [columns, width, rows],
                 Strided { values: p, row: 1, column: KEY_TILE },
                 gradient,
@@ -265,7 +265,7 @@ impl Backward<'_> {
                 &mut part.value[local..],
                 width,
             );
-            multiply::<true>(
+            multiply_tile::<true>(
                 [columns, width, rows],
                 Strided { values: ds, row: 1, column: KEY_TILE },
                 query,
@@ -273,7 +273,7 @@ impl Backward<'_> {
                 &mut part.key[local..],
                 width,
             );
-            multiply::<true>(
+            multiply_tile::<true>(
                 [rows, width, columns],
                 Strided { values: ds, row: KEY_TILE, column: 1 },
                 &self.keys[index * KEY_TILE * width..][..KEY_TILE * width],

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::pack::{Rows, tiles, transposed_tiles};
 use super::softmax::{cap, exponentials};
 use super::{KEY_TILE, Problem, QUERY_TILE, Sizes, Span};
-use crate::flex::{COLUMN_STEP, Strided, float_tensor, max, multiply, simd_fn};
+use crate::flex::{COLUMN_STEP, Strided, float_tensor, max, multiply_tile, simd_fn};
 
 /// What all tasks read.
 struct Forward<'a> {
@@ -137,7 +137,7 @@ impl Forward<'_> {
         for tile in seen.tiles() {
             let index = kv_head * sizes.key_tiles() + tile;
             let columns = seen.within(tile).end.next_multiple_of(COLUMN_STEP);
-            multiply::<false>(
+            multiply_tile::<false>(
                 [visible.len(), columns, head_dim],
                 Strided { values: query, row: width, column: 1 },
                 &self.keys[index * KEY_TILE * head_dim..][..KEY_TILE * head_dim],
@@ -164,7 +164,7 @@ impl Forward<'_> {
                 }
                 sum[r] += exponentials(row, seen, new_top);
             }
-            multiply::<true>(
+            multiply_tile::<true>(
                 [visible.len(), width, columns],
                 Strided { values: s, row: KEY_TILE, column: 1 },
                 &self.values[index * KEY_TILE * width..][..KEY_TILE * width],
