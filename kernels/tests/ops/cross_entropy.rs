@@ -63,20 +63,24 @@ fn equals_the_reference_over_chunks_of_the_vocabulary() {
     }
 }
 
-/// Logits are at most about `m = 6` here. Rounded to the dtype (unit round-off `u`) each is off by `m u`,
-/// so that a loss is off by at most `2 m u`, where the mean loss is above 6; a probability by a share of
-/// `2 m u`, and the gradients with it; these are rounded themselves, as gradients of logits, as
-/// products, in the sum's end and when scaled.
+/// With `u` the unit round-off and `m` the largest logit, a rounded logit is off by at most `m u`. So a
+/// token's loss, which is above 1 on average, is off by at most `2 m u`, and a probability by a share of
+/// `2 m u`. The gradients follow: a row's probabilities sum to 1, and the largest gradients are about as
+/// large as the inputs that they sum. They are rounded themselves up to four times: as gradients of
+/// logits, as products, at the end of the sum, and when scaled.
 #[test]
 fn half_precision_rounds_logits_and_gradients() {
+    let sizes = [67, 24, 331];
+    let (hidden, weight) = (noise([67 * 24], 0), noise([24 * 331], 1));
+    let logits = hidden.clone().reshape([67, 24]).matmul(weight.clone().reshape([24, 331]));
+    let m = f64::from(logits.abs().max().into_scalar::<f32>());
     for budget in [1 << 24, 4096] {
-        let sizes = [67, 24, 331];
         check_half(
             &format!("by {budget}"),
-            [noise([67 * 24], 0) * 2.0, noise([24 * 331], 1)],
+            [hidden.clone(), weight.clone()],
             |inputs| chunked(inputs, sizes, budget),
             |inputs| plain(inputs, sizes),
-            2.0 * 6.0 + 4.0,
+            2.0 * m + 4.0,
         );
     }
 }
