@@ -10,7 +10,7 @@ use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::ir::ElemType;
 use burn_cubecl::cubecl::prelude::*;
 pub(crate) use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::{empty_device_dtype, zeros_client};
+use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, zeros_client};
 use burn_cubecl::tensor::CubeTensor;
 
 /// Units of a cube that works on one row or one block.
@@ -30,14 +30,16 @@ pub(crate) fn elementwise(n: usize) -> (CubeCount, CubeDim) {
     (cubes(n.div_ceil(UNITS)), CubeDim::new_1d(UNITS as u32))
 }
 
-/// A fresh contiguous tensor on the device of `like`, with undefined contents.
+/// A fresh contiguous tensor on the device of `like`, with undefined contents. (Burn's own `empty` may
+/// pad the rows on CUDA.)
 pub(crate) fn empty(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
-    empty_device_dtype(like.client.clone(), like.device.clone(), shape.into(), dtype)
+    empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape.into(), dtype)
 }
 
 /// A fresh contiguous tensor of zeros on the device of `like`.
 pub(crate) fn zeros(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
-    zeros_client(like.client.clone(), like.device.clone(), shape.into(), dtype)
+    let (client, device) = (like.client.clone(), like.device.clone());
+    into_contiguous(zeros_client(client, device, shape.into(), dtype))
 }
 
 /// The tensor, contiguous, as one that a kernel may change in place: itself if no one else holds it,
