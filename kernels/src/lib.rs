@@ -14,6 +14,7 @@ compile_error!("burn-titan-kernels needs the feature `flex`: it is the CPU path 
 pub mod adamw;
 pub mod attention;
 mod autodiff;
+pub mod bucket;
 pub mod cross_entropy;
 #[cfg(feature = "cube")]
 mod cube;
@@ -22,6 +23,7 @@ pub mod embedding;
 mod flex;
 pub mod inject;
 pub mod norm;
+pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;
@@ -31,10 +33,12 @@ mod wide;
 
 pub use adamw::{AdamwStep, adamw, adamw_with_copy};
 pub use attention::{Attention, AttentionMask, Scores, attention, attention_backward};
+pub use bucket::{pack, unpack};
 pub use cross_entropy::linear_cross_entropy;
 pub use embedding::embedding;
 pub use inject::inject_gradient;
 pub use norm::sum_of_squares;
+pub use reduce::reduce_chunks;
 pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use swiglu::swiglu;

@@ -7,7 +7,9 @@ mod number;
 mod rows;
 mod simd;
 
-pub(crate) use access::{F32View, Values, float_tensor, int_values, owned, values_mut, zeros};
+pub(crate) use access::{
+    F32View, Values, convert_in_parallel, float_tensor, int_values, owned, values_mut, zeros,
+};
 pub(crate) use gemm::{COLUMN_STEP, Strided, multiply_tile};
 pub(crate) use matmul::{Matrix, multiply};
 pub(crate) use number::{Number, convert, with_number};

@@ -8,6 +8,8 @@ mod attention;
 mod embedding;
 mod norm;
 mod cross_entropy;
+mod bucket;
+mod reduce;
 mod rms_norm;
 mod rope;
 mod support;

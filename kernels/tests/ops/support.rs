@@ -51,6 +51,14 @@ pub fn distance(got: &[f64], want: &[f64]) -> f64 {
     worst / scale
 }
 
+/// Fails at the first value that differs.
+pub fn assert_same(got: &[f64], want: &[f64], name: &str) {
+    assert_eq!(got.len(), want.len(), "{name}: lengths");
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        assert!(got == want, "{name}: {got} instead of {want} at {i}");
+    }
+}
+
 /// An output and the gradients of the inputs.
 type Results = (Vec<f64>, Vec<Vec<f64>>);
 
