@@ -3,8 +3,9 @@
 use std::marker::PhantomData;
 use std::ops::{Deref, Range};
 
-use burn::tensor::{Bytes, DType, Shape};
+use burn::tensor::{Bytes, DType, Element, Shape};
 use burn_flex::{FlexTensor, Layout};
+use bytemuck::Pod;
 use rayon::prelude::*;
 
 use super::number::{Number, convert, with_number};
@@ -20,7 +21,7 @@ pub(crate) struct Values<E> {
     element: PhantomData<E>,
 }
 
-impl<E: Number> Values<E> {
+impl<E: Element + Pod> Values<E> {
     pub(crate) fn new(tensor: &FlexTensor) -> Self {
         let (tensor, range) = match tensor.layout().contiguous_offsets() {
             Some((start, end)) => (tensor.clone(), start..end),
@@ -30,7 +31,7 @@ impl<E: Number> Values<E> {
     }
 }
 
-impl<E: Number> Deref for Values<E> {
+impl<E: Element + Pod> Deref for Values<E> {
     type Target = [E];
 
     fn deref(&self) -> &[E] {

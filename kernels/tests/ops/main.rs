@@ -9,6 +9,7 @@ mod embedding;
 mod norm;
 mod cross_entropy;
 mod bucket;
+mod quantize;
 mod reduce;
 mod rms_norm;
 mod rope;
