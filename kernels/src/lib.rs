@@ -3,10 +3,12 @@
 //! This crate knows no ranks, no models and no configs. All knowledge of Burn's internals (backend
 //! extensions, autodiff registration, raw buffers) is here. One folder an operation:
 //!
-//! - `mod.rs`: the public function, its equation and its paper;
+//! - `mod.rs`: the public function, its equation and its paper, and how it is registered: one trait,
+//!   implemented by every backend, by autodiff with a backward written by hand, and declared to fusion;
 //! - `flex.rs`: the native CPU implementation, forward and backward;
-//! - `reference.rs`: the same by plain tensor operations. It runs on every device that has no kernel
-//!   of its own, and the tests compare outputs and gradients with it.
+//! - `cube.rs`: CubeCL kernels, for WebGPU and CUDA;
+//! - `reference.rs`: the same by plain tensor operations, in f64 if the inputs are: what the tests in
+//!   `tests/ops` compare outputs and gradients with, on every backend.
 
 #[cfg(not(feature = "flex"))]
 compile_error!("burn-titan-kernels needs the feature `flex`: it is the CPU path and the reference");
@@ -28,8 +30,6 @@ pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;
-#[cfg(test)]
-mod testing;
 mod wide;
 
 pub use adamw::{AdamwStep, adamw, adamw_with_copy};

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use burn::tensor::{Device, Int, Tensor};
 use burn_titan_kernels::cross_entropy::{CHUNK_ELEMENTS, linear_cross_entropy};
+use burn_titan_kernels::{AttentionMask, Scores, attention, inject_gradient};
 
 /// The system's allocator, counting bytes in use and their peak.
 struct Counting;
@@ -56,6 +57,7 @@ const SLACK: usize = 8 << 20;
 #[test]
 fn peaks() {
     loss_of_a_large_vocabulary_holds_one_chunk();
+    attention_of_a_long_sequence_holds_no_scores();
 }
 
 /// Llama 3's vocabulary: all logits would be 359 MB, and so would be their gradients.
@@ -81,4 +83,27 @@ fn loss_of_a_large_vocabulary_holds_one_chunk() {
     let chunk = 4 * CHUNK_ELEMENTS;
     println!("peak {peak} bytes: gradients {gradients}, chunk {chunk}");
     assert!(peak < gradients + chunk + SLACK, "{peak} bytes");
+}
+
+/// The scores of one head would be 268 MB; inputs, output and their gradients are 33.5 MB in all.
+fn attention_of_a_long_sequence_holds_no_scores() {
+    let [batch, heads, seq, head_dim] = [1, 2, 8192, 64];
+    let device = Device::flex().autodiff();
+    let x = |value: f32| Tensor::<4>::full([batch, heads, seq, head_dim], value, &device);
+    let leaves = [x(0.1).require_grad(), x(0.2).require_grad(), x(0.3).require_grad()];
+    let gradient = x(0.4).inner();
+    let mask = AttentionMask::causal(batch, seq, &Device::flex());
+    let (gradients, peak) = peak_of(|| {
+        let [q, k, v] = leaves.clone();
+        let output = attention(q, k, v, &mask, Scores::scaled(head_dim)).output;
+        let mut gradients = inject_gradient(output.clone(), gradient).backward();
+        let gradients = leaves.map(|x| x.grad_remove(&mut gradients).expect("a gradient"));
+        (output, gradients)
+    });
+    assert_eq!(gradients.1.map(|x| x.dims()), [[batch, heads, seq, head_dim]; 3]);
+
+    // Query, key, value, output, and the gradients of all four; those of before are not in the peak.
+    let all = 8 * 4 * batch * heads * seq * head_dim;
+    println!("peak {peak} bytes; inputs, outputs and gradients {all}");
+    assert!(peak < 4 * all, "{peak} bytes");
 }

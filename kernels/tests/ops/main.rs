@@ -5,10 +5,10 @@
 
 mod adamw;
 mod attention;
+mod bucket;
+mod cross_entropy;
 mod embedding;
 mod norm;
-mod cross_entropy;
-mod bucket;
 mod quantize;
 mod reduce;
 mod rms_norm;
