@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use burn_titan_core::config::{SourceFormat, TokenDtype};
 use clap::{Args, Parser, Subcommand};
 
+use crate::bench::Bench;
+
 /// Trains large generative models in pure Rust.
 #[derive(Debug, Parser)]
 #[command(name = "burn-titan", version)]
@@ -39,6 +41,9 @@ pub enum Command {
     /// Work with tokenizers
     #[command(subcommand)]
     Tokenizer(TokenizerCommand),
+    /// Measure the speed of operations, or of a config's training step, on this machine
+    #[command(subcommand)]
+    Bench(Bench),
     /// Print the JSON Schema of the config
     Schema {
         /// Print the reference page instead

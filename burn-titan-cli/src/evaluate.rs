@@ -1,9 +1,6 @@
 //! `eval`.
 
-use std::io::ErrorKind;
-use std::path::Path;
-
-use burn_titan_core::checkpoint::{CheckpointError, FileError, write_tensor_file};
+use burn_titan_core::checkpoint::{CheckpointError, write_tensor_file};
 use burn_titan_core::inference::eval::{EvalData, Reading, evaluate as run};
 use burn_titan_core::model::Registry;
 use burn_titan_core::trainer::TrainError;
@@ -31,7 +28,7 @@ pub fn evaluate(registry: &Registry, arguments: &EvalArguments) -> Result<(), Tr
         }
     };
     if let Some(path) = &arguments.logits {
-        check_folder(path)?;
+        output::check_folder(path)?;
     }
     let model = load(registry, &arguments.model, &arguments.device)?;
     let (result, logits) = run(&model, &data, arguments.logits.is_some())?;
@@ -44,19 +41,4 @@ pub fn evaluate(registry: &Registry, arguments: &EvalArguments) -> Result<(), Tr
         "tokens": result.tokens,
     });
     output::line(&result.to_string())
-}
-
-/// Says before the work, not after it, that a file cannot be written where it should.
-fn check_folder(path: &Path) -> Result<(), CheckpointError> {
-    let folder = match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
-    let kind = match (folder.is_dir(), path.is_dir()) {
-        (true, false) => return Ok(()),
-        (true, true) => ErrorKind::IsADirectory,
-        _ if folder.exists() => ErrorKind::NotADirectory,
-        _ => ErrorKind::NotFound,
-    };
-    Err(FileError::new(path, "create the file", kind.into()).into())
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use burn::tensor::Device;
 use burn_titan_core::config::{ComputeDtype, DeviceKind};
 use burn_titan_core::inference::LoadedModel;
 use burn_titan_core::inference::generate::{GenerateOptions, generate as run};
@@ -35,19 +36,24 @@ pub fn load(
     source: &ModelSource,
     device: &str,
 ) -> Result<LoadedModel, TrainError> {
-    let kind: DeviceKind = serde_json::from_value(device.into()).map_err(|_| TrainError::File {
-        path: "--device".into(),
-        cause: format!("expected flex, wgpu or cuda, found `{device}`"),
-    })?;
-    let device = open_device(kind, ComputeDtype::Float32).map_err(|error| match error {
-        TrainError::Device(error) => {
-            TrainError::File { path: format!("--device {device}"), cause: error.to_string() }
-        }
-        other => other,
-    })?;
+    let device = open_named_device(device)?;
     let missing = Path::new("");
     match (&source.checkpoint, &source.hf) {
         (Some(checkpoint), _) => LoadedModel::from_checkpoint(checkpoint, registry, device),
         (None, hf) => LoadedModel::from_hf(hf.as_deref().unwrap_or(missing), registry, device),
     }
+}
+
+/// Opens the device that an option `--device` names.
+pub fn open_named_device(device: &str) -> Result<Device, TrainError> {
+    let kind: DeviceKind = serde_json::from_value(device.into()).map_err(|_| TrainError::File {
+        path: "--device".into(),
+        cause: format!("expected flex, wgpu or cuda, found `{device}`"),
+    })?;
+    open_device(kind, ComputeDtype::Float32).map_err(|error| match error {
+        TrainError::Device(error) => {
+            TrainError::File { path: format!("--device {device}"), cause: error.to_string() }
+        }
+        other => other,
+    })
 }

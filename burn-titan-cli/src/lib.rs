@@ -15,6 +15,7 @@
 
 mod allocator;
 mod arguments;
+mod bench;
 mod doctor;
 mod evaluate;
 mod generate;
@@ -64,6 +65,7 @@ fn run(registry: &Registry, command: Command) -> Result<(), TrainError> {
             let tokenizer = burn_titan_core::data::tokenizer::train(vocab_size, &inputs, &out)?;
             output::line(&format!("{}: {} tokens", out.display(), tokenizer.vocab_size()))
         }
+        Command::Bench(subject) => bench::run(registry, &subject),
         Command::Schema { markdown } => schema::print(markdown),
         Command::Doctor => doctor::print(registry),
     }

@@ -1,7 +1,9 @@
-//! Standard output.
+//! Standard output, and files that a command writes.
 
-use std::io::{Write, stdout};
+use std::io::{ErrorKind, Write, stdout};
+use std::path::Path;
 
+use burn_titan_core::checkpoint::{CheckpointError, FileError};
 use burn_titan_core::trainer::TrainError;
 
 /// Writes text at once.
@@ -19,4 +21,19 @@ pub fn write(text: &str) -> Result<(), TrainError> {
 /// As [`write`].
 pub fn line(text: &str) -> Result<(), TrainError> {
     write(&format!("{text}\n"))
+}
+
+/// Says before the work, not after it, that a file cannot be written where it should.
+pub fn check_folder(path: &Path) -> Result<(), CheckpointError> {
+    let folder = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let kind = match (folder.is_dir(), path.is_dir()) {
+        (true, false) => return Ok(()),
+        (true, true) => ErrorKind::IsADirectory,
+        _ if folder.exists() => ErrorKind::NotADirectory,
+        _ => ErrorKind::NotFound,
+    };
+    Err(FileError::new(path, "create the file", kind.into()).into())
 }

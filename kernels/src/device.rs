@@ -4,6 +4,9 @@ use std::time::Instant;
 
 use burn::backend::DispatchDevice;
 use burn::tensor::{Device, Tensor};
+use rayon::prelude::*;
+
+use crate::flex::simd_fn;
 
 /// Why a device cannot be used. The message names the remedy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -207,12 +210,61 @@ pub fn matmul_tflops(device: &Device) -> f64 {
     const SIZE: usize = 1024;
     const RUNS: usize = 4;
     let a = Tensor::<2>::full([SIZE, SIZE], 0.5, device);
-    let mut best = f64::INFINITY;
-    for _ in 0..RUNS {
-        let start = Instant::now();
+    let best = best_of(RUNS, || {
         // Reading one element waits for the product.
         let _ = a.clone().matmul(a.clone()).slice([0..1, 0..1]).into_scalar::<f32>();
-        best = best.min(start.elapsed().as_secs_f64());
-    }
+    });
     2.0 * (SIZE as f64).powi(3) / best / 1e12
+}
+
+/// The rate at which the device reads and writes memory, in bytes a second: the best of a few runs of
+/// `y += x` over arrays of 96 MiB, which the caches of few machines hold. An element counts as 12 bytes: two
+/// reads and a write.
+pub fn memory_bandwidth(device: &Device) -> f64 {
+    // WebGPU has to offer buffers of 128 MiB, and no larger ones.
+    const ELEMENTS: usize = 24 << 20;
+    let best = if is_flex(device) { add_on_host(ELEMENTS) } else { add_on(device, ELEMENTS) };
+    12.0 * ELEMENTS as f64 / best
+}
+
+/// Runs of [`memory_bandwidth`]; the first ones also touch fresh memory, or compile the kernel.
+const ADDITIONS: usize = 8;
+
+/// Seconds of the best addition by all threads, in native code.
+fn add_on_host(elements: usize) -> f64 {
+    const CHUNK: usize = 1 << 16;
+    let x = vec![1.0_f32; elements];
+    let mut y = vec![0.0_f32; elements];
+    best_of(ADDITIONS, || {
+        y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| add(y, x));
+    })
+}
+
+simd_fn! {
+    fn add(y: &'a mut [f32], x: &'a [f32]) -> () {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y += x;
+        }
+    }
+}
+
+/// Seconds of the best addition by Burn, in place.
+fn add_on(device: &Device, elements: usize) -> f64 {
+    let x = Tensor::<1>::ones([elements], device);
+    let mut y = Tensor::<1>::zeros([elements], device);
+    best_of(ADDITIONS, || {
+        y.inplace(|y| y + x.clone());
+        // Reading one element waits for the sum.
+        let _ = y.clone().slice(0..1).into_scalar::<f32>();
+    })
+}
+
+/// Seconds of the fastest of so many runs.
+fn best_of(runs: usize, mut run: impl FnMut()) -> f64 {
+    let seconds = (0..runs).map(|_| {
+        let start = Instant::now();
+        run();
+        start.elapsed().as_secs_f64()
+    });
+    seconds.fold(f64::INFINITY, f64::min)
 }

@@ -169,5 +169,5 @@ fn hugging_face_folders() {
 
 #[test]
 fn commands() {
-    assert_eq!(run_table(include_str!("broken/commands.txt")), 31);
+    assert_eq!(run_table(include_str!("broken/commands.txt")), 39);
 }

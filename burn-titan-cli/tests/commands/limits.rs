@@ -68,3 +68,22 @@ fn a_model_that_does_not_fit_is_refused_by_train_only() {
         "{message}"
     );
 }
+
+/// Sizes are held against the memory before anything is allocated.
+#[cfg(target_os = "linux")]
+#[test]
+fn tensors_that_do_not_fit_are_not_measured() {
+    let cases = [
+        ["bench", "matmul", "--shape", "2000000000x2000000000x2"],
+        ["bench", "attention", "--seq", "2000000000"],
+        ["bench", "optimizer", "--elements", "2000000000000"],
+    ];
+    let messages = cases.map(|words| refusal(&words));
+    assert!(
+        messages[0].starts_with("error: --shape: the tensors take 14901161223.6 GiB, but this "),
+        "{messages:?}"
+    );
+    assert!(messages[1].starts_with("error: --seq: the tensors take "), "{messages:?}");
+    assert!(messages[1].ends_with(" GiB of memory: choose smaller sizes"), "{messages:?}");
+    assert!(messages[2].contains("expected a whole number from 1 to 2147483647"), "{messages:?}");
+}

@@ -1,5 +1,6 @@
 //! The `burn-titan` binary as a user meets it: what it prints, what it leaves, its exit codes.
 
+mod bench;
 mod broken;
 mod convert;
 mod folders;

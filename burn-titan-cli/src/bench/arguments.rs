@@ -1,0 +1,153 @@
+//! What `bench` understands.
+
+use std::path::PathBuf;
+
+use burn::tensor::DType;
+use clap::{Args, Subcommand};
+
+use crate::arguments::ConfigArguments;
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// Causal attention, forward alone and with its backward
+    Attention(AttentionArguments),
+    /// Matrix products
+    Matmul(MatmulArguments),
+    /// The AdamW update, and the sum of squares that clipping takes
+    Optimizer(OptimizerArguments),
+    /// Training steps of a config
+    Step(StepArguments),
+}
+
+/// How to measure operations.
+#[derive(Debug, Args)]
+pub struct MeasureArguments {
+    /// flex, wgpu or cuda
+    #[arg(long, default_value = "flex")]
+    pub device: String,
+    /// Runs of each operation at most, after two to warm up
+    #[arg(long, default_value = "20", value_parser = positive)]
+    pub repeat: usize,
+    /// Seconds for each operation; at least three runs are made
+    #[arg(long, default_value = "3", value_parser = seconds)]
+    pub seconds: f64,
+    /// Write the numbers to this file, too
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// Options of `bench attention`.
+#[derive(Debug, Args)]
+pub struct AttentionArguments {
+    /// Tokens in a sequence, one measurement each
+    #[arg(long, default_value = "512,2048", value_delimiter = ',', value_parser = positive)]
+    pub seq: Vec<usize>,
+    /// Sequences
+    #[arg(long, default_value = "1", value_parser = positive)]
+    pub batch: usize,
+    /// Query heads
+    #[arg(long, default_value = "12", value_parser = positive)]
+    pub heads: usize,
+    /// Key and value heads; as many as query heads, if it is not given
+    #[arg(long, value_parser = positive)]
+    pub kv_heads: Option<usize>,
+    /// Width of a head
+    #[arg(long, default_value = "64", value_parser = positive)]
+    pub head_dim: usize,
+    /// Tokens of each of the documents that are packed into a sequence; one document, if it is not given
+    #[arg(long, value_parser = positive)]
+    pub document_length: Option<usize>,
+    /// Tokens that a token sees, itself included; all earlier ones, if it is not given
+    #[arg(long, value_parser = positive)]
+    pub window: Option<usize>,
+    /// f32, bf16 or f16
+    #[arg(long, default_value = "f32", value_parser = dtype)]
+    pub dtype: DType,
+    /// How to measure.
+    #[command(flatten)]
+    pub measure: MeasureArguments,
+}
+
+/// Options of `bench matmul`.
+#[derive(Debug, Args)]
+pub struct MatmulArguments {
+    /// Products `[m, k] [k, n]`, one measurement each
+    #[arg(
+        long = "shape",
+        value_name = "MxNxK",
+        default_value = "512x512x512,1024x1024x1024,2048x2048x2048,512x2048x768,512x32000x768",
+        value_delimiter = ',',
+        value_parser = shape
+    )]
+    pub shapes: Vec<[usize; 3]>,
+    /// f32, bf16 or f16
+    #[arg(long, default_value = "f32", value_parser = dtype)]
+    pub dtype: DType,
+    /// How to measure.
+    #[command(flatten)]
+    pub measure: MeasureArguments,
+}
+
+/// Options of `bench optimizer`.
+#[derive(Debug, Args)]
+pub struct OptimizerArguments {
+    /// Elements of a flat f32 parameter, one measurement each
+    #[arg(long, default_value = "1000000,32000000", value_delimiter = ',', value_parser = positive)]
+    pub elements: Vec<usize>,
+    /// How to measure.
+    #[command(flatten)]
+    pub measure: MeasureArguments,
+}
+
+/// Options of `bench step`.
+#[derive(Debug, Args)]
+pub struct StepArguments {
+    /// The config.
+    #[command(flatten)]
+    pub config: ConfigArguments,
+    /// Steps to train; the first is not counted
+    #[arg(long, default_value = "10", value_parser = at_least_two)]
+    pub steps: usize,
+    /// Write the numbers to this file, too
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// Sizes stay below 2^31, so that a position or an index fits into 32 bits on every device.
+fn positive(word: &str) -> Result<usize, String> {
+    match word.parse() {
+        Ok(number) if (1..=i32::MAX as usize).contains(&number) => Ok(number),
+        _ => Err(format!("expected a whole number from 1 to {}", i32::MAX)),
+    }
+}
+
+fn at_least_two(word: &str) -> Result<usize, String> {
+    match positive(word)? {
+        1 => Err("expected at least 2 steps: the first is not counted".into()),
+        steps => Ok(steps),
+    }
+}
+
+fn seconds(word: &str) -> Result<f64, String> {
+    match word.parse() {
+        Ok(seconds) if (0.0..=1e6).contains(&seconds) => Ok(seconds),
+        _ => Err("expected a number of seconds from 0 to 1000000".into()),
+    }
+}
+
+fn shape(word: &str) -> Result<[usize; 3], String> {
+    let sizes: Option<Vec<usize>> = word.split('x').map(|size| positive(size).ok()).collect();
+    sizes
+        .and_then(|sizes| sizes.try_into().ok())
+        .ok_or_else(|| "expected three sizes m, n and k, for example 512x2048x768".into())
+}
+
+fn dtype(word: &str) -> Result<DType, String> {
+    match word {
+        "f32" => Ok(DType::F32),
+        "bf16" => Ok(DType::BF16),
+        "f16" => Ok(DType::F16),
+        _ => Err("expected f32, bf16 or f16".into()),
+    }
+}

@@ -1,0 +1,62 @@
+//! What the device can do at most, as far as this process can see.
+
+use burn_titan_core::trainer::TrainError;
+use burn_titan_kernels::device::memory_bandwidth;
+use serde::Serialize;
+
+use super::measure::Stopwatch;
+
+/// Rates that operations are held against.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Ceilings {
+    /// Of the best square matrix product, in GFLOP/s.
+    pub gflops: f64,
+    /// Of memory, in GB/s (1e9 bytes): see [`memory_bandwidth`].
+    pub gb_per_second: f64,
+}
+
+impl Ceilings {
+    /// Measured now, with the stopwatch's device and format.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn measure(stopwatch: &Stopwatch) -> Result<Self, TrainError> {
+        let gflops = best_matmul(stopwatch)? / 1e9;
+        Ok(Self { gflops, gb_per_second: memory_bandwidth(&stopwatch.device) / 1e9 })
+    }
+
+    /// The least time that work of so many operations and bytes can take, in seconds, if both go on at once.
+    pub fn floor(&self, flops: f64, bytes: f64) -> f64 {
+        self.matmul_seconds(flops).max(self.memory_seconds(bytes))
+    }
+
+    /// The time of so many operations.
+    pub fn matmul_seconds(&self, flops: f64) -> f64 {
+        flops / (self.gflops * 1e9)
+    }
+
+    /// The time of so many bytes.
+    pub fn memory_seconds(&self, bytes: f64) -> f64 {
+        bytes / (self.gb_per_second * 1e9)
+    }
+}
+
+/// The best rate of square products of growing size, in FLOP/s.
+fn best_matmul(stopwatch: &Stopwatch) -> Result<f64, TrainError> {
+    /// Larger products, which take longer than this, are not faster either.
+    const LONG_ENOUGH: f64 = 0.05;
+    let device = &stopwatch.device;
+    let stopwatch = Stopwatch::on(device.clone(), stopwatch.device_name.clone(), stopwatch.dtype);
+    let mut rate = 0.0_f64;
+    for size in [512, 1024, 2048, 4096, 8192] {
+        let [a, b] = [(); 2].map(|()| stopwatch.noise([size, size]));
+        let product = || a.clone().matmul(b.clone());
+        stopwatch.check(product())?;
+        let timing = stopwatch.time(product)?;
+        rate = rate.max(2.0 * (size as f64).powi(3) / timing.best);
+        if timing.best > LONG_ENOUGH {
+            break;
+        }
+    }
+    Ok(rate)
+}

@@ -1,0 +1,41 @@
+//! `bench`: how fast this machine runs the operations of a training step, or the step as a whole, beside
+//! what it could do at most.
+//!
+//! One file a subject. The ceilings are measured in the same process: arithmetic by the best square matrix
+//! product, memory by adding one large array to another. "% of ceiling" is the least time that the work
+//! can take at these rates, over the median of the times measured; arrays that fit into a cache can be over
+//! 100%.
+
+mod arguments;
+mod attention;
+mod ceilings;
+mod matmul;
+mod measure;
+mod optimizer;
+mod report;
+mod step;
+
+use burn_titan_core::model::Registry;
+use burn_titan_core::trainer::TrainError;
+
+pub use arguments::Bench;
+
+use crate::output;
+
+pub fn run(registry: &Registry, subject: &Bench) -> Result<(), TrainError> {
+    let json = match subject {
+        Bench::Attention(arguments) => &arguments.measure.json,
+        Bench::Matmul(arguments) => &arguments.measure.json,
+        Bench::Optimizer(arguments) => &arguments.measure.json,
+        Bench::Step(arguments) => &arguments.json,
+    };
+    if let Some(path) = json {
+        output::check_folder(path)?;
+    }
+    match subject {
+        Bench::Attention(arguments) => attention::run(arguments),
+        Bench::Matmul(arguments) => matmul::run(arguments),
+        Bench::Optimizer(arguments) => optimizer::run(arguments),
+        Bench::Step(arguments) => step::run(registry, arguments),
+    }
+}
