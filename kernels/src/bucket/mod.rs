@@ -123,7 +123,7 @@ pub fn unpack(bucket: Tensor<1>, lengths: &[usize], dtype: DType) -> Vec<Tensor<
         let start = offset;
         offset += length;
         if bucket.dtype() == dtype {
-            return bucket.clone().slice([start..offset]);
+            return bucket.clone().slice(start..offset);
         }
         let bucket = bucket.clone().into_dispatch();
         let part = <Dispatch as BucketOps>::read_from_bucket(bucket, start, *length, dtype);

@@ -19,6 +19,6 @@ pub fn unpack(bucket: Tensor<1>, lengths: &[usize], dtype: DType) -> Vec<Tensor<
     });
     starts
         .zip(lengths)
-        .map(|(start, n)| bucket.clone().slice([start..start + n]).cast(dtype))
+        .map(|(start, n)| bucket.clone().slice(start..start + n).cast(dtype))
         .collect()
 }

@@ -20,5 +20,5 @@ pub fn quantize(x: Tensor<1>, block: usize) -> (Tensor<2>, Tensor<2>) {
 /// The values that [`quantize`] gives, `[length]`.
 pub fn dequantize(numbers: Tensor<2>, scales: Tensor<2>, length: usize) -> Tensor<1> {
     let n = numbers.dims().iter().product::<usize>();
-    (numbers * scales).reshape([n]).slice([0..length])
+    (numbers * scales).reshape([n]).slice(0..length)
 }
