@@ -205,6 +205,18 @@ pub fn cuda() -> Result<Device, DeviceError> {
     ))
 }
 
+/// Whether the device is flex, the native CPU backend, with or without autodiff.
+pub fn is_flex(device: &Device) -> bool {
+    fn flex(device: &DispatchDevice) -> bool {
+        match device {
+            DispatchDevice::Flex(_) => true,
+            DispatchDevice::Autodiff(inner) => flex(inner),
+            _ => false,
+        }
+    }
+    flex(device.as_dispatch())
+}
+
 /// The rate of a large f32 matrix product on the device, in TFLOP/s: the best of a few runs.
 pub fn matmul_tflops(device: &Device) -> f64 {
     const SIZE: usize = 1024;

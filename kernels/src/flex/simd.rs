@@ -89,7 +89,7 @@ pub(crate) fn exp2(x: f32) -> f32 {
         1.333_355_8e-3,
         9.618_129e-3,
         5.550_411e-2,
-        2.402_265_1e-1,
+        2.402_265e-1,
         std::f32::consts::LN_2,
     ];
     let shifted = x + ROUND;
