@@ -5,6 +5,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::call::Call;
+use super::mailbox::Failure;
 
 /// A rank, as errors name it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -71,6 +72,17 @@ pub enum CommError {
     /// The group was closed, or another of its operations failed before.
     #[error("the group was given up: {0}")]
     Closed(String),
+}
+
+impl CommError {
+    /// What ended the exchange with a peer, as the error of an operation.
+    pub fn of(peer: Peer, failure: Failure, call: Option<Call>) -> Self {
+        match failure {
+            Failure::Gone(cause) => Self::Lost { peer, cause, call },
+            Failure::Damaged(cause) => Self::Corrupt { peer, cause, call },
+            Failure::Late(after) => Self::TimedOut { peer, after, call },
+        }
+    }
 }
 
 fn during(call: &Option<Call>) -> String {

@@ -286,15 +286,11 @@ impl Group {
     fn receive(&self, call: &Call, from: usize, step: u32) -> Result<Payload, CommError> {
         let world = self.members[from];
         let deadline = Instant::now() + self.timeout;
-        let message = self.links.mailbox().take(world, self.id, deadline).map_err(|none| {
-            let peer = self.links.peer(world);
-            match none {
-                NoMessage::TimedOut => {
-                    CommError::TimedOut { peer, after: self.timeout, call: Some(*call) }
-                }
-                NoMessage::Lost(failure) => self.lost(world, failure, call),
-                NoMessage::Closed(reason) => CommError::Closed(reason),
-            }
+        let mailbox = self.links.mailbox();
+        let message = mailbox.take(world, self.id, call, deadline).map_err(|none| match none {
+            NoMessage::TimedOut => self.lost(world, Failure::Late(self.timeout), call),
+            NoMessage::Lost(peer, failure) => self.lost(peer, failure, call),
+            NoMessage::Closed(reason) => CommError::Closed(reason),
         })?;
         if message.call != *call || message.step != step {
             return Err(CommError::Disagree {
@@ -307,12 +303,9 @@ impl Group {
         Ok(message.payload)
     }
 
-    fn lost(&self, world: usize, failure: Failure, call: &Call) -> CommError {
-        let (peer, call) = (self.links.peer(world), Some(*call));
-        match failure {
-            Failure::Gone(cause) => CommError::Lost { peer, cause, call },
-            Failure::Damaged(cause) => CommError::Corrupt { peer, cause, call },
-        }
+    fn lost(&self, suspect: usize, failure: Failure, call: &Call) -> CommError {
+        let (culprit, failure) = self.links.judge(suspect, failure);
+        CommError::of(self.links.peer(culprit), failure, Some(*call))
     }
 
     fn check_length(

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::error::Peer;
+use super::error::{CommError, Peer};
 use super::mailbox::{Failure, Mailbox, Message};
 
 /// The connections of one rank to all ranks of the world. Messages from one rank to another arrive
@@ -26,6 +26,20 @@ pub trait Links: Send + Sync {
     /// If the peer cannot be reached any more.
     fn send(&self, to: usize, group: u64, message: Message) -> Result<(), Failure>;
 
+    /// Who is really to blame, where `suspect` seems to be: a peer that waits for another one, or that
+    /// has ended because of it, is not. May ask the other ranks, for a bounded time.
+    fn judge(&self, suspect: usize, failure: Failure) -> (usize, Failure) {
+        (suspect, failure)
+    }
+
     /// Tells every rank, as far as they can be reached, that this one gives up, and why.
     fn abort(&self, reason: &str);
+
+    /// Ends the exchange in good order, once every rank has called it.
+    ///
+    /// # Errors
+    /// If a rank is lost, or does not call it in time.
+    fn close(&self) -> Result<(), CommError> {
+        Ok(())
+    }
 }

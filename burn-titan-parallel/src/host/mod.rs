@@ -14,6 +14,7 @@ pub mod local;
 pub mod mailbox;
 pub mod payload;
 pub mod queue;
+pub mod tcp;
 
 pub use call::{Call, Kind};
 pub use element::{Element, Reduction};
@@ -22,6 +23,7 @@ pub use group::Group;
 pub use links::Links;
 pub use local::LocalLinks;
 pub use queue::{Pending, Queue};
+pub use tcp::{TcpConfig, TcpLinks};
 
 #[cfg(test)]
 mod tests;

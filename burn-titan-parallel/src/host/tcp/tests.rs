@@ -1,0 +1,269 @@
+//! The same collectives as between threads, over TCP; who is let in; and what is said of the lost.
+
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::super::tests::{self, data, queue};
+use super::super::{CommError, Element, Links, Queue, Reduction};
+use super::*;
+
+const LOOPBACK: &str = "127.0.0.1:0";
+
+fn listener() -> Listener {
+    Listener::bind(LOOPBACK.parse().unwrap()).unwrap()
+}
+
+type Notes = Arc<Mutex<Vec<String>>>;
+
+fn config(rank: usize, world_size: usize) -> (TcpConfig, Notes) {
+    let notes = Notes::default();
+    let log = notes.clone();
+    let config = TcpConfig {
+        rank,
+        world_size,
+        host: format!("host{rank}"),
+        token: Token::new("the token").unwrap(),
+        timeout: Duration::from_secs(20),
+        join_timeout: Duration::from_secs(20),
+        log: Arc::new(move |note| log.lock().unwrap().push(note.to_string())),
+    };
+    (config, notes)
+}
+
+/// Every rank's attempt to join, by rank.
+fn attempts(configs: Vec<TcpConfig>) -> Vec<Result<TcpLinks, JoinError>> {
+    let store = listener();
+    let address = store.address().to_string();
+    let mut store = Some(store);
+    let threads: Vec<_> = configs
+        .into_iter()
+        .map(|config| {
+            let (address, store) = (address.clone(), (config.rank == 0).then(|| store.take()));
+            std::thread::spawn(move || match store.flatten() {
+                Some(store) => TcpLinks::lead(store, listener(), config),
+                None => TcpLinks::join(&address, listener(), config),
+            })
+        })
+        .collect();
+    threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+}
+
+fn links(size: usize) -> Vec<TcpLinks> {
+    let joined = attempts((0..size).map(|rank| config(rank, size).0).collect());
+    joined.into_iter().map(|links| links.unwrap()).collect()
+}
+
+fn world(size: usize) -> Vec<Arc<dyn Links>> {
+    links(size).into_iter().map(|links| Arc::new(links) as Arc<dyn Links>).collect()
+}
+
+fn start(links: TcpLinks, timeout: Duration) -> (Arc<dyn Links>, Queue) {
+    let links: Arc<dyn Links> = Arc::new(links);
+    (links.clone(), queue(links, timeout))
+}
+
+#[test]
+fn reductions_equal_the_sum_in_rank_order() {
+    tests::check_reductions(world);
+}
+
+#[test]
+fn what_is_gathered_sent_and_broadcast_arrives() {
+    tests::check_exchanges(world);
+}
+
+#[test]
+fn ranks_that_disagree_are_told_so() {
+    tests::check_disagreement(world);
+}
+
+#[test]
+fn many_operations_are_in_flight() {
+    tests::check_many_in_flight(world);
+}
+
+#[test]
+fn large_buffers_in_both_directions_at_once_do_not_block() {
+    // More than the system buffers, so a sender that waited for its peer would never come to read.
+    tests::on_ranks(world(2), |queue| {
+        let count = 24 << 20;
+        let input = data(queue.rank(), 1 << 10, Element::U8).repeat(count >> 10);
+        let pending: Vec<_> =
+            (0..2).map(|_| queue.all_reduce(input.clone(), Element::U8, Reduction::Max)).collect();
+        for pending in pending {
+            assert_eq!(pending.wait().unwrap().len(), count);
+        }
+    });
+}
+
+#[test]
+fn a_rank_that_drops_its_links_is_named_by_all() {
+    let mut world = links(4);
+    let dropped = world.remove(2);
+    let waiting: Vec<_> = world
+        .into_iter()
+        .map(|links| {
+            std::thread::spawn(move || {
+                let (sender, failed) = std::sync::mpsc::channel();
+                let sender = Mutex::new(sender);
+                links.on_failure(Box::new(move |error| {
+                    sender.lock().unwrap().send(error.to_string()).unwrap();
+                }));
+                let (_links, queue) = start(links, Duration::from_secs(20));
+                let error = queue.barrier().wait().unwrap_err();
+                (error, failed.recv_timeout(Duration::from_secs(20)).unwrap())
+            })
+        })
+        .collect();
+    drop(dropped);
+    for thread in waiting {
+        let (error, hooked) = thread.join().unwrap();
+        assert!(
+            matches!(&error, CommError::Lost { peer, cause, call: Some(call) }
+                if peer.rank == 2 && peer.host == "host2" && cause.contains("ended early")
+                && call.sequence == 1),
+            "{error}"
+        );
+        assert!(hooked.contains("rank 2 on host2 is lost"), "{hooked}");
+    }
+}
+
+#[test]
+fn a_late_rank_is_named_and_not_those_that_wait_for_it() {
+    let (sender, done) = std::sync::mpsc::channel();
+    let (finish, finished) = std::sync::mpsc::channel::<()>();
+    let mut finished = Some(finished);
+    let threads: Vec<_> = links(4)
+        .into_iter()
+        .map(|links| {
+            let rank = links.rank();
+            let sender = sender.clone();
+            let finished = (rank == 3).then(|| finished.take());
+            std::thread::spawn(move || {
+                let (_links, queue) = start(links, Duration::from_secs(2));
+                match finished.flatten() {
+                    // Alive, but busy with something else.
+                    Some(finished) => drop(finished.recv()),
+                    None => {
+                        let x = data(rank, 100_000, Element::F32);
+                        let sum = queue.all_reduce(x, Element::F32, Reduction::Sum);
+                        sender.send(sum.wait().unwrap_err()).unwrap();
+                    }
+                }
+            })
+        })
+        .collect();
+    for _ in 0..3 {
+        let error = done.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert!(matches!(&error, CommError::TimedOut { peer, .. } if peer.rank == 3), "{error}");
+    }
+    drop(finish);
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+#[test]
+fn missing_ranks_are_named_on_all_sides() {
+    let short = |rank| TcpConfig { join_timeout: Duration::from_secs(2), ..config(rank, 4).0 };
+    let outcome = attempts(vec![short(0), short(2)]);
+    let errors: Vec<String> =
+        outcome.into_iter().map(|joined| joined.err().unwrap().to_string()).collect();
+    assert_eq!(errors[0], "ranks 1, 3 did not join within 2s");
+    assert!(errors[1].contains("ranks 1, 3 did not join within 2s"), "{errors:?}");
+}
+
+#[test]
+fn ranks_that_do_not_belong_are_refused_and_the_others_undisturbed() {
+    let (leader, notes) = config(0, 2);
+    let wrong_token = TcpConfig { token: Token::new("another").unwrap(), ..config(1, 2).0 };
+    let no_such_rank = TcpConfig { rank: 2, world_size: 3, ..config(1, 2).0 };
+    let mut outcome = {
+        let store = listener();
+        let address = store.address().to_string();
+        let refused = |config| TcpLinks::join(&address, listener(), config).err().unwrap();
+        let lead = std::thread::spawn(move || TcpLinks::lead(store, listener(), leader));
+        let refusals = [refused(wrong_token), refused(no_such_rank)];
+        assert!(
+            matches!(&refusals[0], JoinError::Refused { reason: Refusal::Token, .. }),
+            "{refusals:?}"
+        );
+        assert!(
+            matches!(
+                &refusals[1],
+                JoinError::Refused {
+                    rank: 2,
+                    reason: Refusal::WorldSize { ours: 2, theirs: 3, .. },
+                    ..
+                }
+            ),
+            "{refusals:?}"
+        );
+        let joined = TcpLinks::join(&address, listener(), config(1, 2).0).unwrap();
+        let twin = TcpConfig { host: "elsewhere".to_string(), ..config(1, 2).0 };
+        let taken = refused(twin).to_string();
+        assert!(
+            taken.contains("elsewhere claims to be rank 1, but rank 1 on host1 has already joined"),
+            "{taken}"
+        );
+        vec![lead.join().unwrap().unwrap(), joined]
+    };
+    let notes = notes.lock().unwrap().join("\n");
+    for note in ["the tokens are not the same", "started for 3 ranks", "claims to be rank 1"] {
+        assert!(notes.contains(note), "{notes}");
+    }
+    let member = outcome.pop().unwrap();
+    let closing = std::thread::spawn(move || member.close());
+    outcome[0].close().unwrap();
+    closing.join().unwrap().unwrap();
+}
+
+/// Says something to a port, and returns all that it answers before it hangs up.
+fn say(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    // The port may hang up before everything is said.
+    let _ = stream.write_all(bytes);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    answer
+}
+
+#[test]
+fn strangers_are_refused_and_logged() {
+    let store = listener();
+    let address = store.address();
+    let (leader, notes) = config(0, 2);
+    let lead = std::thread::spawn(move || TcpLinks::lead(store, listener(), leader));
+
+    assert!(say(address, b"GET / HTTP/1.1\r\nHost: rank0\r\n\r\n").is_empty());
+    let random: Vec<u8> =
+        (0..100_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    assert!(say(address, &random).is_empty());
+    assert!(say(address, &[0xFF; 64]).is_empty(), "a huge length");
+    let mut old = b"burn-titan links".to_vec();
+    old.extend(0_u32.to_le_bytes());
+    let answer = say(address, &old);
+    assert_eq!(answer[16..20], VERSION.to_le_bytes(), "an old version is told the new one");
+    let mut guess = b"burn-titan links".to_vec();
+    guess.extend(VERSION.to_le_bytes());
+    guess.extend([7; 64]);
+    let answer = say(address, &guess);
+    assert_eq!(answer.len(), 16 + 4 + 1 + 32 + 1, "no proof for who has none");
+    // This one says nothing at all, and is in nobody's way.
+    let silent = std::net::TcpStream::connect(address).unwrap();
+
+    let member = TcpLinks::join(&address.to_string(), listener(), config(1, 2).0).unwrap();
+    let leader = lead.join().unwrap().unwrap();
+    // The store stays open, and refuses, while the ranks work.
+    assert!(say(address, b"GET / HTTP/1.1\r\n\r\n").is_empty());
+    tests::on_ranks(vec![Arc::new(leader), Arc::new(member)], |queue| {
+        queue.barrier().wait().unwrap();
+    });
+    drop(silent);
+    let notes = notes.lock().unwrap().join("\n");
+    for note in ["begins with \"GET", "version 0 of", "the tokens are not the same"] {
+        assert!(notes.contains(note), "{notes}");
+    }
+    assert!(notes.lines().count() >= 6, "{notes}");
+}
