@@ -14,7 +14,9 @@ pub mod placement;
 pub mod program;
 pub mod step;
 
-pub use communicator::{Communicator, OneRank, Work};
+pub use communicator::{
+    Buffer, CommError, Communicator, HostCommunicator, OneRank, Reduction, Work,
+};
 pub use mesh::{Axis, Degrees, Mesh, MeshError};
 pub use placement::Placement;
 pub use program::{Action, Keep, Program};

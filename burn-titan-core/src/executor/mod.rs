@@ -9,7 +9,8 @@ mod parameters;
 mod pass;
 
 use burn::tensor::{DType, Device, Tensor};
-use burn_titan_parallel::{Action, Communicator, Program, step};
+use burn_titan_parallel::{Action, CommError, Communicator, Program, step};
+use thiserror::Error;
 
 pub use non_finite::NonFinite;
 pub use parameters::{GradientStore, Parameter, ParameterStore};
@@ -26,6 +27,17 @@ pub struct StepOutcome {
     pub loss: f64,
     /// Global L2 norm of the gradients before clipping.
     pub grad_norm: f64,
+}
+
+/// Why a step failed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum StepError {
+    /// The loss or a gradient is not finite.
+    #[error(transparent)]
+    NonFinite(#[from] NonFinite),
+    /// An exchange with other ranks failed.
+    #[error(transparent)]
+    Communication(#[from] CommError),
 }
 
 /// How the optimizer moves in a step.
@@ -73,7 +85,8 @@ impl Executor {
     /// all of them over all ranks.
     ///
     /// # Errors
-    /// If the loss or the gradient norm is not finite; no parameter has changed then.
+    /// If the loss or the gradient norm is not finite, or an exchange with other ranks fails; no parameter
+    /// has changed then.
     pub fn train_step(
         &mut self,
         program: &Program,
@@ -81,7 +94,7 @@ impl Executor {
         valid_tokens: usize,
         optimizer: &mut Optimizer,
         rule: StepRule,
-    ) -> Result<StepOutcome, NonFinite> {
+    ) -> Result<StepOutcome, StepError> {
         let Self { model, parameters, device, compute, communicator } = self;
         let machine = Machine { model, device, compute: *compute, communicator: &**communicator };
         let mut pass = Pass::new(machine, contexts, valid_tokens);
@@ -93,36 +106,48 @@ impl Executor {
                     let scale = clip_factor(outcome.grad_norm, rule.max_grad_norm);
                     optimizer.step(parameters, pass.gradients(), rule.lr_factor, scale);
                 }
-                compute => pass.run(compute, parameters),
+                compute => pass.run(compute, parameters)?,
             }
         }
         Ok(outcome)
     }
 
     /// The gradients of a step's loss, without an update; for checks against references.
+    ///
+    /// # Errors
+    /// If an exchange with other ranks fails.
     pub fn gradients(
         &self,
         program: &Program,
         contexts: &[Context],
         valid_tokens: usize,
-    ) -> GradientStore {
+    ) -> Result<GradientStore, CommError> {
         let mut pass = Pass::new(self.machine(), contexts, valid_tokens);
         let updates = |a: &&Action| !matches!(a, Action::ClipGradientNorm | Action::OptimizerStep);
-        let compute = program.actions.iter().filter(updates);
-        compute.for_each(|action| pass.run(action, &self.parameters));
-        std::mem::take(pass.gradients())
+        for action in program.actions.iter().filter(updates) {
+            pass.run(action, &self.parameters)?;
+        }
+        Ok(std::mem::take(pass.gradients()))
     }
 
     /// Runs forward only. The last unit gives what `context.head` asks for.
-    pub fn forward(&self, context: &Context) -> Stream {
+    ///
+    /// # Errors
+    /// If an exchange with other ranks fails.
+    pub fn forward(&self, context: &Context) -> Result<Stream, CommError> {
         let mut pass = Pass::new(self.machine(), std::slice::from_ref(context), 1);
         let program = step::inference(self.model.units.len());
-        program.actions.iter().for_each(|action| pass.run(action, &self.parameters));
-        pass.into_output()
+        for action in &program.actions {
+            pass.run(action, &self.parameters)?;
+        }
+        Ok(pass.into_output())
     }
 
     /// The global L2 norm of all gradients. Each parameter counts once.
-    pub fn gradient_norm(&self, gradients: &GradientStore) -> f64 {
+    ///
+    /// # Errors
+    /// If an exchange with other ranks fails.
+    pub fn gradient_norm(&self, gradients: &GradientStore) -> Result<f64, CommError> {
         self.machine().gradient_norm(&self.parameters, gradients)
     }
 
@@ -146,13 +171,17 @@ struct Machine<'a> {
 }
 
 impl Machine<'_> {
-    fn gradient_norm(&self, parameters: &ParameterStore, gradients: &GradientStore) -> f64 {
+    fn gradient_norm(
+        &self,
+        parameters: &ParameterStore,
+        gradients: &GradientStore,
+    ) -> Result<f64, CommError> {
         let sums = parameters
             .iter()
             .filter_map(|p| gradients.get(&p.spec.name))
             .map(burn_titan_kernels::sum_of_squares);
-        let Some(total) = sums.reduce(|a, b| a + b) else { return 0.0 };
-        scalar(self.communicator.all_reduce(total).wait()).sqrt()
+        let Some(total) = sums.reduce(|a, b| a + b) else { return Ok(0.0) };
+        Ok(scalar(self.communicator.all_reduce_sum(total).wait()?).sqrt())
     }
 }
 

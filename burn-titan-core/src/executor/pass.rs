@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use burn::tensor::{DType, Tensor};
 use burn_titan_kernels::inject_gradient;
-use burn_titan_parallel::{Action, Keep};
+use burn_titan_parallel::{Action, CommError, Keep};
 
-use super::{GradientStore, Machine, NonFinite, ParameterStore, StepOutcome, scalar};
+use super::{GradientStore, Machine, ParameterStore, StepError, StepOutcome, scalar};
 use crate::model::{Context, Stream, Unit};
 
 /// A unit with its full parameters in the compute dtype.
@@ -63,34 +63,44 @@ impl<'a> Pass<'a> {
 
     /// Runs an action that computes.
     ///
+    /// # Errors
+    /// If an exchange with other ranks fails.
+    ///
     /// # Panics
     /// If the program was not checked: something is not there. Also for an action that measures or
     /// updates, which is the caller's.
-    pub(super) fn run(&mut self, action: &Action, parameters: &ParameterStore) {
+    pub(super) fn run(
+        &mut self,
+        action: &Action,
+        parameters: &ParameterStore,
+    ) -> Result<(), CommError> {
         match *action {
-            Action::Unshard { unit } => self.unshard(unit, parameters),
+            Action::Unshard { unit } => self.unshard(unit, parameters)?,
             Action::Forward { unit, micro, keep } => self.forward(unit, micro, keep),
             Action::Backward { unit, micro } => self.backward(unit, micro),
             Action::Reshard { unit } => self.unsharded[unit] = None,
-            Action::ReduceGradients { unit } => self.reduce_gradients(unit),
+            Action::ReduceGradients { unit } => self.reduce_gradients(unit)?,
             Action::ClipGradientNorm | Action::OptimizerStep => {
                 unreachable!("{action} is not computed by a pass")
             }
         }
+        Ok(())
     }
 
-    fn unshard(&mut self, unit: usize, parameters: &ParameterStore) {
+    fn unshard(&mut self, unit: usize, parameters: &ParameterStore) -> Result<(), CommError> {
         let Machine { model, communicator, compute, .. } = self.machine;
         let mut full = HashMap::new();
         for spec in model.units[unit].parameters() {
             let shard = parameters.get(&spec.name).expect("a unit's parameter is stored").value();
-            let whole = communicator.all_gather(shard.cast(compute), &[spec.elements()]).wait();
+            let whole =
+                communicator.all_gather_floats(shard.cast(compute), &[spec.elements()]).wait()?;
             full.insert(spec.name, whole);
         }
         let mut value = |name: &str| full[name].clone();
         let plain = model.units[unit].with_parameters(false, &mut value);
         let tracked = model.units[unit].with_parameters(true, &mut value);
         self.unsharded[unit] = Some(Unsharded { tracked, plain });
+        Ok(())
     }
 
     fn forward(&mut self, unit: usize, micro: usize, keep: Keep) {
@@ -145,7 +155,7 @@ impl<'a> Pass<'a> {
             .take_gradients(&mut gradients, &mut |name, gradient| sums.accumulate(name, gradient));
     }
 
-    fn reduce_gradients(&mut self, unit: usize) {
+    fn reduce_gradients(&mut self, unit: usize) -> Result<(), CommError> {
         let Machine { model, communicator, .. } = self.machine;
         for spec in model.units[unit].parameters() {
             // A tied parameter's gradient is whole, and reduced, only at the unit that owns it.
@@ -153,22 +163,24 @@ impl<'a> Pass<'a> {
                 continue;
             }
             if let Some(gradient) = self.gradients.take(&spec.name) {
-                let shard = communicator.reduce_scatter(gradient, &[spec.elements()]).wait();
+                let shard = communicator.reduce_scatter_sum(gradient, &[spec.elements()]).wait()?;
                 self.gradients.put(&spec.name, shard);
             }
         }
+        Ok(())
     }
 
     /// The step's loss and the global norm of its gradients.
-    pub(super) fn measure(&self, parameters: &ParameterStore) -> Result<StepOutcome, NonFinite> {
+    pub(super) fn measure(&self, parameters: &ParameterStore) -> Result<StepOutcome, StepError> {
         let loss_of = |loss: &Option<Tensor<1>>| loss.clone().map_or(0.0, scalar);
         let losses: Vec<f64> = self.losses.iter().map(loss_of).collect();
         if let Some(micro) = losses.iter().position(|loss| !loss.is_finite()) {
-            return Err(self.machine.broken_loss(parameters, micro, &self.contexts[micro]));
+            let cause = self.machine.broken_loss(parameters, micro, &self.contexts[micro]);
+            return Err(cause.into());
         }
-        let grad_norm = self.machine.gradient_norm(parameters, &self.gradients);
+        let grad_norm = self.machine.gradient_norm(parameters, &self.gradients)?;
         if !grad_norm.is_finite() {
-            return Err(self.machine.broken_gradient(&self.gradients));
+            return Err(self.machine.broken_gradient(&self.gradients).into());
         }
         let loss = losses.iter().sum::<f64>() / self.valid_tokens.max(1) as f64;
         Ok(StepOutcome { loss, grad_norm })

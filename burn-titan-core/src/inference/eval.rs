@@ -85,14 +85,14 @@ pub fn evaluate(
     match data {
         EvalData::TokenIds(path) => {
             for sequence in read_token_ids(path, model.executor.model().vocab_size)? {
-                sum.add(&whole_sequence(&sequence), |_| true);
+                sum.add(&whole_sequence(&sequence), |_| true)?;
             }
         }
         EvalData::File { path, reading, tokenizer } => {
             let options = loader_options(model, path, reading, *tokenizer)?;
             let mut loader = Loader::spawn(options).map_err(by_options)?;
             while let Some(batch) = loader.next()? {
-                sum.add(&batch, |targets| targets.iter().any(|target| *target != IGNORE));
+                sum.add(&batch, |targets| targets.iter().any(|target| *target != IGNORE))?;
             }
         }
     }
@@ -118,16 +118,16 @@ struct Sum<'a> {
 
 impl Sum<'_> {
     /// Adds a batch; the logits of a row are kept where `keeps` says so of the row's targets.
-    fn add(&mut self, batch: &Batch, keeps: impl Fn(&[u32]) -> bool) {
+    fn add(&mut self, batch: &Batch, keeps: impl Fn(&[u32]) -> bool) -> Result<(), TrainError> {
         self.tokens += batch.valid_tokens;
         let executor = &self.model.executor;
         let Some(kept) = &mut self.logits else {
             let context = Context::new(batch, HeadOutput::Loss, executor.device());
-            self.loss += loss_of(executor.forward(&context));
-            return;
+            self.loss += loss_of(executor.forward(&context)?);
+            return Ok(());
         };
         let context = Context::new(batch, HeadOutput::Logits, executor.device());
-        let values = logits_of(executor.forward(&context), 0..batch.seq);
+        let values = logits_of(executor.forward(&context)?, 0..batch.seq);
         let vocab = executor.model().vocab_size;
         self.loss += cross_entropy(&values, vocab, &batch.targets);
         let rows = values.chunks_exact(batch.seq * vocab);
@@ -136,6 +136,7 @@ impl Sum<'_> {
                 kept.add(batch.seq, row);
             }
         }
+        Ok(())
     }
 }
 

@@ -56,7 +56,7 @@ pub fn generate(
         let batch = whole_sequence(&tokens[start..]);
         let context = Context::new(&batch, HeadOutput::Logits, model.executor.device());
         let last = batch.seq - 1..batch.seq;
-        let next = sampler.sample(&logits_of(model.executor.forward(&context), last))?;
+        let next = sampler.sample(&logits_of(model.executor.forward(&context)?, last))?;
         if Some(next) == eos {
             break;
         }

@@ -1,8 +1,8 @@
 //! What stops a run.
 
 use burn_titan_kernels::device::DeviceError;
-use burn_titan_parallel::MeshError;
 use burn_titan_parallel::check::ProgramError;
+use burn_titan_parallel::{CommError, MeshError};
 use thiserror::Error;
 
 use crate::checkpoint::{CheckpointError, FileError, TensorError};
@@ -150,6 +150,9 @@ pub enum TrainError {
     /// A loss or a gradient is not finite.
     #[error("{0}: lower optimizer.lr, look at the documents, or set training.on_non_finite=skip")]
     NonFinite(NonFiniteStep),
+    /// An exchange with other ranks failed.
+    #[error("{0}")]
+    Communication(#[from] CommError),
     /// Standard output cannot be written.
     #[error("standard output: {0}")]
     Output(std::io::Error),
@@ -192,10 +195,12 @@ impl NonFiniteStep {
 }
 
 impl TrainError {
-    /// The process's exit code: 2 for what the user gave (config, data, checkpoints, devices), 1 for
-    /// what went wrong in the run: a full disk, a folder in use, a fault of the program.
+    /// The process's exit code: 2 for what the user gave (config, data, checkpoints, devices), 138 for a
+    /// rank that is lost or late, 1 for what went wrong in the run: a full disk, a folder in use, a fault of
+    /// the program.
     pub fn exit_code(&self) -> u8 {
         match self {
+            Self::Communication(_) => 138,
             Self::NonFinite(_) | Self::DataEnded { .. } | Self::Program(_) => 1,
             Self::Save(_) | Self::Record(_) | Self::Busy { .. } => 1,
             Self::Data(DataError::Panicked { .. } | DataError::Thread(_) | DataError::Stopped) => 1,

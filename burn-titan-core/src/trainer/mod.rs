@@ -23,7 +23,7 @@ use crate::config::{
     ActivationCheckpointMode, ComputeDtype, Config, DeviceKind, OnNonFinite, ReduceDtype, to_yaml,
 };
 use crate::data::{Batch, Cursor, Loader, LoaderOptions, StreamOptions};
-use crate::executor::{Executor, ParameterStore, StepRule};
+use crate::executor::{Executor, ParameterStore, StepError, StepRule};
 use crate::hf::HfFolder;
 use crate::lr_schedule;
 use crate::metrics::StepMetrics;
@@ -243,7 +243,8 @@ impl Trainer {
         self.step += 1;
         let (loss, grad_norm) = match result {
             Ok(outcome) => (outcome.loss, outcome.grad_norm),
-            Err(error) => {
+            Err(StepError::Communication(error)) => return Err(error.into()),
+            Err(StepError::NonFinite(error)) => {
                 let blamed = error.micro_batch().map_or(&batches[..], |m| &batches[m..=m]);
                 let broken = NonFiniteStep::new(self.step, blamed, error);
                 if training.on_non_finite == OnNonFinite::Stop {
@@ -305,7 +306,7 @@ impl Trainer {
         for _ in 0..limit {
             let Some(batch) = loader.next()? else { break };
             let context = Context::new(&batch, HeadOutput::Loss, self.executor.device());
-            loss += loss_of(self.executor.forward(&context));
+            loss += loss_of(self.executor.forward(&context)?);
             tokens += batch.valid_tokens;
         }
         if tokens == 0 {

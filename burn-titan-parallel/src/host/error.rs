@@ -69,6 +69,17 @@ pub enum CommError {
         /// What this rank was doing.
         call: Option<Call>,
     },
+    /// A rank that the group does not have, or this rank itself.
+    #[error("rank {rank} is no peer in a group of {size} ranks")]
+    NoSuchRank {
+        /// The rank that was named.
+        rank: usize,
+        /// Ranks in the group.
+        size: usize,
+    },
+    /// A dtype that is not exchanged.
+    #[error("tensors of {0} are not exchanged: cast them to f32, f16, bf16, i32 or u8")]
+    Dtype(String),
     /// The group was closed, or another of its operations failed before.
     #[error("the group was given up: {0}")]
     Closed(String),

@@ -20,7 +20,11 @@ use super::payload::Payload;
 /// Up to this many bytes a reduction sends everything to everybody.
 const SMALL: usize = 32 << 10;
 
+/// Marks the messages between two ranks of a group.
+const PAIRS: u64 = 1 << 63;
+
 /// A group of ranks, as one of them sees it. One thread calls its operations, one after the other.
+#[derive(Clone)]
 pub struct Group {
     links: Arc<dyn Links>,
     /// World ranks of the members, in the group's order.
@@ -34,8 +38,8 @@ pub struct Group {
 impl Group {
     /// The group of these world ranks, of which this rank is one.
     ///
-    /// `id` tells the group's messages from other groups': all members must give the same one, and no other
-    /// group with a common member may have it. `timeout` is how long an operation waits for a peer.
+    /// `id`, below 2^63, tells the group's messages from other groups': all members must give the same one, and
+    /// no other group with a common member may have it. `timeout` is how long an operation waits for a peer.
     ///
     /// # Panics
     /// If this rank is no member.
@@ -43,6 +47,11 @@ impl Group {
         let own = links.rank();
         let rank = members.iter().position(|rank| *rank == own).expect("a member of the group");
         Self { links, members, rank, id, timeout }
+    }
+
+    /// The same ranks, for messages between two of them: these do not mix with the group's operations.
+    pub(super) fn for_pairs(&self) -> Self {
+        Self { id: self.id ^ PAIRS, ..self.clone() }
     }
 
     /// This rank's place in the group.

@@ -1,6 +1,11 @@
-//! The progress thread of a group: operations run in the order they were called, while the caller goes on.
+//! The progress threads of a group: operations run in the order they were called, while the caller goes on.
+//!
+//! Sends and receives between two ranks have threads, and numbers, of their own: they are not calls of the
+//! whole group, and a rank that waits for a message must still be able to send one.
 
+use std::collections::HashMap;
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use super::call::{Call, Kind};
@@ -8,14 +13,30 @@ use super::element::{Element, Reduction};
 use super::error::CommError;
 use super::group::Group;
 
-type Job = Box<dyn FnOnce(&Group, u64) + Send>;
+type Job = Box<dyn FnOnce(&Group) + Send>;
 
-/// A group with a thread of its own.
+/// A group with threads of its own.
 pub struct Queue {
     rank: usize,
     size: usize,
+    collectives: Lane,
+    sends: Lane,
+    receives: Lane,
+    numbers: Mutex<Numbers>,
+}
+
+/// A thread that does one job after the other.
+struct Lane {
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// The numbers of the last operations.
+#[derive(Default)]
+struct Numbers {
+    collective: u64,
+    sent_to: HashMap<usize, u64>,
+    received_from: HashMap<usize, u64>,
 }
 
 /// An operation under way.
@@ -34,20 +55,20 @@ impl<T> Pending<T> {
 }
 
 impl Queue {
-    /// Starts the progress thread of a group.
+    /// Starts the progress threads of a group.
     ///
     /// # Errors
     /// If the system has no thread left.
     pub fn new(group: Group) -> std::io::Result<Self> {
-        let (rank, size) = (group.rank(), group.size());
-        let (jobs, queue) = mpsc::channel::<Job>();
-        let name = format!("comm-{}", group.links().rank());
-        let thread = std::thread::Builder::new().name(name).spawn(move || {
-            for (job, sequence) in queue.into_iter().zip(1..) {
-                job(&group, sequence);
-            }
-        })?;
-        Ok(Self { rank, size, jobs: Some(jobs), thread: Some(thread) })
+        let pairs = group.for_pairs();
+        Ok(Self {
+            rank: group.rank(),
+            size: group.size(),
+            collectives: Lane::new("collective", group)?,
+            sends: Lane::new("send", pairs.clone())?,
+            receives: Lane::new("receive", pairs)?,
+            numbers: Mutex::default(),
+        })
     }
 
     /// This rank's place in the group.
@@ -129,14 +150,62 @@ impl Queue {
         self.start(plain(Kind::Barrier, Element::U8, 0), |group, call| group.barrier(call))
     }
 
+    /// [`Group::send_to`].
+    pub fn send(&self, buffer: Vec<u8>, element: Element, to: usize) -> Pending<()> {
+        let call =
+            Call { root: self.rank as u32, ..plain(Kind::SendReceive, element, buffer.len()) };
+        let sequence = count(self.numbers().sent_to.entry(to).or_default());
+        let call = Call { sequence, ..call };
+        self.sends.start(call, move |group, call| group.send_to(call, to, buffer))
+    }
+
+    /// [`Group::receive_from`] of `count` elements.
+    pub fn receive(&self, elements: usize, element: Element, from: usize) -> Pending<Vec<u8>> {
+        let bytes = elements * element.size();
+        let call = Call { root: from as u32, ..plain(Kind::SendReceive, element, bytes) };
+        let sequence = count(self.numbers().received_from.entry(from).or_default());
+        let call = Call { sequence, ..call };
+        self.receives.start(call, move |group, call| group.receive_from(call, from))
+    }
+
+    fn start<T: Send + 'static>(
+        &self,
+        call: Call,
+        run: impl FnOnce(&Group, &Call) -> Result<T, CommError> + Send + 'static,
+    ) -> Pending<T> {
+        let sequence = count(&mut self.numbers().collective);
+        self.collectives.start(Call { sequence, ..call }, run)
+    }
+
+    fn numbers(&self) -> MutexGuard<'_, Numbers> {
+        self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The next number, from 1.
+fn count(number: &mut u64) -> u64 {
+    *number += 1;
+    *number
+}
+
+impl Lane {
+    fn new(name: &str, group: Group) -> std::io::Result<Self> {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let name = format!("{name}-{}", group.links().rank());
+        let thread = std::thread::Builder::new()
+            .name(name)
+            .spawn(move || queue.into_iter().for_each(|job| job(&group)))?;
+        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+    }
+
     fn start<T: Send + 'static>(
         &self,
         call: Call,
         run: impl FnOnce(&Group, &Call) -> Result<T, CommError> + Send + 'static,
     ) -> Pending<T> {
         let (done, pending) = mpsc::channel();
-        let job: Job = Box::new(move |group, sequence| {
-            let result = run(group, &Call { sequence, ..call });
+        let job: Job = Box::new(move |group| {
+            let result = run(group, &call);
             if let Err(error) = &result {
                 // Peers must not wait for a rank that has given up.
                 group.links().abort(&error.to_string());
@@ -152,7 +221,7 @@ impl Queue {
     }
 }
 
-impl Drop for Queue {
+impl Drop for Lane {
     fn drop(&mut self) {
         self.jobs = None;
         if let Some(thread) = self.thread.take() {

@@ -1,0 +1,106 @@
+//! Communicators whose exchange goes through host memory: between threads, and over tcp.
+
+use super::buffer::{Buffer, Kind};
+use super::{CommError, Communicator, Reduction, Work};
+use crate::host::{Pending, Queue};
+
+/// A group over host links. Reading a tensor waits for the device on the calling thread; the exchange
+/// runs on the group's progress thread; the result goes to the device when it is waited for.
+pub struct HostCommunicator {
+    queue: Queue,
+}
+
+impl HostCommunicator {
+    /// A communicator over a group's queue.
+    pub fn new(queue: Queue) -> Self {
+        Self { queue }
+    }
+
+    /// Starts an operation on the bytes of `x`.
+    fn start(
+        &self,
+        x: Buffer,
+        begin: impl FnOnce(&Queue, Vec<u8>, &Kind) -> Pending<Vec<u8>>,
+    ) -> Work<Buffer> {
+        match x.kind() {
+            Err(error) => Work::failed(error),
+            Ok(kind) => {
+                let pending = begin(&self.queue, x.into_bytes(), &kind);
+                Work::pending(move || pending.wait().map(|bytes| kind.buffer(bytes)))
+            }
+        }
+    }
+
+    /// Whether the group has such a rank, and it is another one.
+    fn check(&self, rank: usize) -> Result<(), CommError> {
+        let size = self.queue.size();
+        if rank >= size || rank == self.queue.rank() {
+            return Err(CommError::NoSuchRank { rank, size });
+        }
+        Ok(())
+    }
+}
+
+impl Communicator for HostCommunicator {
+    fn rank(&self) -> usize {
+        self.queue.rank()
+    }
+
+    fn size(&self) -> usize {
+        self.queue.size()
+    }
+
+    fn all_reduce(&self, x: Buffer, reduction: Reduction) -> Work<Buffer> {
+        self.start(x, |queue, bytes, kind| queue.all_reduce(bytes, kind.element, reduction))
+    }
+
+    fn all_gather(&self, shard: Buffer, lengths: &[usize]) -> Work<Buffer> {
+        self.start(shard, |queue, bytes, kind| queue.all_gather(bytes, lengths, kind.element))
+    }
+
+    fn reduce_scatter(
+        &self,
+        whole: Buffer,
+        lengths: &[usize],
+        reduction: Reduction,
+    ) -> Work<Buffer> {
+        self.start(whole, |queue, bytes, kind| {
+            queue.reduce_scatter(bytes, lengths, kind.element, reduction)
+        })
+    }
+
+    fn all_to_all(&self, x: Buffer, send: &[usize], receive: &[usize]) -> Work<Buffer> {
+        self.start(x, |queue, bytes, kind| queue.all_to_all(bytes, send, receive, kind.element))
+    }
+
+    fn broadcast(&self, x: Buffer, root: usize) -> Work<Buffer> {
+        if root >= self.queue.size() {
+            return Work::failed(CommError::NoSuchRank { rank: root, size: self.queue.size() });
+        }
+        let count = x.elements();
+        self.start(x, |queue, bytes, kind| queue.broadcast(bytes, count, kind.element, root))
+    }
+
+    fn send(&self, x: Buffer, to: usize) -> Work<()> {
+        let kind = match self.check(to).and_then(|()| x.kind()) {
+            Ok(kind) => kind,
+            Err(error) => return Work::failed(error),
+        };
+        let pending = self.queue.send(x.into_bytes(), kind.element, to);
+        Work::pending(move || pending.wait())
+    }
+
+    fn receive(&self, like: Buffer, from: usize) -> Work<Buffer> {
+        let kind = match self.check(from).and_then(|()| like.kind()) {
+            Ok(kind) => kind,
+            Err(error) => return Work::failed(error),
+        };
+        let pending = self.queue.receive(like.elements(), kind.element, from);
+        Work::pending(move || pending.wait().map(|bytes| kind.buffer(bytes)))
+    }
+
+    fn barrier(&self) -> Work<()> {
+        let pending = self.queue.barrier();
+        Work::pending(move || pending.wait())
+    }
+}
