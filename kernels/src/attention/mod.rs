@@ -21,6 +21,8 @@ pub mod reference;
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 
+#[cfg(feature = "cube")]
+pub use cube::{Tier, with_tier};
 pub use mask::AttentionMask;
 pub use ops::{AttentionOps, Scores};
 

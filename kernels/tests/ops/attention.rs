@@ -8,20 +8,20 @@ use crate::support::{check, check_half, devices, distance, noise, values};
 
 /// The sizes of a case, and what its queries see.
 #[derive(Debug, Clone)]
-struct Case {
-    batch: usize,
-    heads: usize,
-    kv_heads: usize,
-    seq: usize,
-    head_dim: usize,
+pub(crate) struct Case {
+    pub(crate) batch: usize,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) seq: usize,
+    pub(crate) head_dim: usize,
     /// Lengths of documents; they repeat until the row is full.
-    documents: Vec<usize>,
-    window: Option<usize>,
-    softcap: Option<f32>,
+    pub(crate) documents: Vec<usize>,
+    pub(crate) window: Option<usize>,
+    pub(crate) softcap: Option<f32>,
 }
 
 impl Case {
-    fn causal([batch, heads, kv_heads, seq, head_dim]: [usize; 5]) -> Self {
+    pub(crate) fn causal([batch, heads, kv_heads, seq, head_dim]: [usize; 5]) -> Self {
         let documents = vec![seq];
         Self { batch, heads, kv_heads, seq, head_dim, documents, window: None, softcap: None }
     }
@@ -56,12 +56,12 @@ impl Case {
         [self.batch, self.kv_heads, self.seq, self.head_dim]
     }
 
-    fn inputs(&self) -> [Tensor<1>; 3] {
+    pub(crate) fn inputs(&self) -> [Tensor<1>; 3] {
         let [q, k] = [self.query_shape(), self.key_shape()].map(|s| s.iter().product());
         [noise([q], 1), noise([k], 2), noise([k], 3)]
     }
 
-    fn run(
+    pub(crate) fn run(
         &self,
         f: fn(Tensor<4>, Tensor<4>, Tensor<4>, &AttentionMask, Scores) -> Attention,
         [q, k, v]: [Tensor<1>; 3],

@@ -11,6 +11,8 @@ mod embedding;
 mod norm;
 mod quantize;
 mod reduce;
+#[cfg(feature = "wgpu")]
+mod attention_matrix;
 mod rms_norm;
 mod rope;
 mod support;

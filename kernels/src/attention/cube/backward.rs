@@ -135,19 +135,7 @@ pub(super) mod kernel {
         let g = head_of::<F>(gradient, batch, head);
         let k = head_of::<F>(key, batch, kv_head);
         let v = head_of::<F>(value, batch, kv_head);
-        let mut tile_first = k.rows;
-        let mut tile_end = 0_usize;
-        for r in 0..TILE {
-            if first_query + r < queries {
-                let at = 2 * (batch * queries + first_query + r);
-                let first = visible[at] as usize;
-                let end = visible[at + 1] as usize;
-                if first < end {
-                    tile_first = min(tile_first, first);
-                    tile_end = max(tile_end, end);
-                }
-            }
-        }
+        let span = keys_seen(visible, batch, first_query, TILE);
         let mut p = Array::<f32>::new(CELLS * CELLS);
         let mut ds = Array::<f32>::new(CELLS * CELLS);
         let mut out = Array::<f32>::new(comptime!(head_dim.div_ceil(CHUNK) * CELLS * CHUNK_CELLS));
@@ -155,8 +143,8 @@ pub(super) mod kernel {
         for i in 0..comptime!(head_dim.div_ceil(CHUNK) * CELLS * CHUNK_CELLS) {
             out[i] = 0.0_f32;
         }
-        let mut first_key = tile_first / TILE * TILE;
-        while first_key < tile_end {
+        let mut first_key = span.first / TILE * TILE;
+        while first_key < span.end {
             row_products::<F>(
                 query,
                 &q,
@@ -254,29 +242,7 @@ pub(super) mod kernel {
         let k = head_of::<F>(key, batch, kv_head);
         let v = head_of::<F>(value, batch, kv_head);
 
-        // The queries that see some key of the tile: each unit looks at its share, then all at all.
-        let unit = UNIT_POS as usize;
-        let mut tile_first = queries;
-        let mut tile_end = 0_usize;
-        let mut row = unit;
-        while row < queries {
-            let at = 2 * (batch * queries + row);
-            let first = visible[at] as usize;
-            let end = visible[at + 1] as usize;
-            if first < end && first < first_key + TILE && end > first_key {
-                tile_first = min(tile_first, row);
-                tile_end = row + 1;
-            }
-            row += UNITS;
-        }
-        ends[2 * unit] = tile_first as u32;
-        ends[2 * unit + 1] = tile_end as u32;
-        sync_cube();
-        for i in 0..UNITS {
-            tile_first = min(tile_first, ends[2 * i] as usize);
-            tile_end = max(tile_end, ends[2 * i + 1] as usize);
-        }
-
+        let seeing = queries_seeing(visible, batch, first_key, &mut ends, TILE, UNITS);
         let mut p = Array::<f32>::new(CELLS * CELLS);
         let mut ds = Array::<f32>::new(CELLS * CELLS);
         let mut dk = Array::<f32>::new(comptime!(head_dim.div_ceil(CHUNK) * CELLS * CHUNK_CELLS));
@@ -290,8 +256,8 @@ pub(super) mod kernel {
             let head = kv_head * group + member;
             let q = head_of::<F>(query, batch, head);
             let g = head_of::<F>(gradient, batch, head);
-            let mut first_query = tile_first / TILE * TILE;
-            while first_query < tile_end {
+            let mut first_query = seeing.first / TILE * TILE;
+            while first_query < seeing.end {
                 row_products::<F>(
                     query,
                     &q,

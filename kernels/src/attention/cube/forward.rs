@@ -43,21 +43,7 @@ pub(super) mod kernel {
         let k = head_of::<F>(key, batch, kv_head);
         let v = head_of::<F>(value, batch, kv_head);
 
-        // The keys that some query of the tile sees.
-        let mut tile_first = k.rows;
-        let mut tile_end = 0_usize;
-        for r in 0..TILE {
-            if first_query + r < queries {
-                let at = 2 * (batch * queries + first_query + r);
-                let first = visible[at] as usize;
-                let end = visible[at + 1] as usize;
-                if first < end {
-                    tile_first = min(tile_first, first);
-                    tile_end = max(tile_end, end);
-                }
-            }
-        }
-
+        let span = keys_seen(visible, batch, first_query, TILE);
         let nothing = NOTHING.runtime();
         let (y, x) = (UNIT_POS as usize / SIDE, UNIT_POS as usize % SIDE);
         let mut first = Array::<usize>::new(CELLS);
@@ -83,8 +69,8 @@ pub(super) mod kernel {
             out[i] = 0.0_f32;
         }
 
-        let mut first_key = tile_first / TILE * TILE;
-        while first_key < tile_end {
+        let mut first_key = span.first / TILE * TILE;
+        while first_key < span.end {
             row_products::<F>(
                 query,
                 &q,

@@ -1,6 +1,7 @@
-//! Attention on CubeCL devices, in f32 arithmetic on ordinary units.
+//! Attention on CubeCL devices.
 //!
-//! A cube of 64 units owns a tile of 32 queries (or keys) of one head; each unit keeps a 4 x 4 block of
+//! Where the device has matrix units for them, f16 and bf16 go to the kernels in `matrix/`. The rest is
+//! done here, in f32 arithmetic on ordinary units: a cube of 64 units owns a tile of 32 queries (or keys) of one head; each unit keeps a 4 x 4 block of
 //! the tile's scores, and of the gradients, in registers. 13 KiB of shared memory whatever the head_dim, at most
 //! 7 tensors a kernel, no subgroup operations, no atomics: this runs on every WebGPU adapter.
 //! The backward is three kernels: `D`, then `dQ` by query tile, then `dK` and `dV` by key tile, summed
@@ -8,6 +9,8 @@
 
 mod backward;
 mod forward;
+mod matrix;
+mod tier;
 mod tile;
 
 use burn::backend::TensorMetadata;
@@ -20,6 +23,7 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::Scores;
 use crate::cube::{cubes, element, elementwise, empty, into_contiguous};
+pub use tier::{Tier, with_tier};
 use tile::{TILE, UNITS};
 
 /// Largest `head_dim`: a unit's registers hold a share of each row.
@@ -60,6 +64,9 @@ impl Problem {
 
     /// The output `[batch, heads, queries, head_dim]` and the log-sum-exp `[batch, heads, queries]`.
     pub(super) fn forward(self) -> (CubeTensor, CubeTensor) {
+        if let Some(results) = self.matrix_forward() {
+            return results;
+        }
         let output = self.rows_like(&self.query, self.heads, self.queries);
         let log_sum_exp = empty(&self.query, [self.batch, self.heads, self.queries], DType::F32);
         let tiles = self.queries.div_ceil(TILE);
@@ -94,9 +101,28 @@ impl Problem {
         log_sum_exp: CubeTensor,
         gradient: CubeTensor,
     ) -> (CubeTensor, CubeTensor, CubeTensor) {
-        let Self { batch, heads, kv_heads, queries, keys, head_dim, scores, .. } = self;
         let gradient = readable(gradient);
         let statistics = self.statistics(output, log_sum_exp, gradient.clone());
+        let (d_query, d_both) = self
+            .matrix_backward(&gradient, &statistics)
+            .unwrap_or_else(|| self.plain_backward(gradient, statistics));
+        let Self { batch, kv_heads, keys, head_dim, .. } = self;
+        let half = |i: usize| {
+            let ranges = [i..i + 1, 0..batch, 0..kv_heads, 0..keys, 0..head_dim];
+            let mut half = slice(d_both.clone(), &ranges);
+            half.meta.remove(0);
+            half
+        };
+        (d_query, half(0), half(1))
+    }
+
+    /// The gradients of the query, and of key and value in one tensor `[2, batch, kv_heads, keys, head_dim]`.
+    fn plain_backward(
+        &self,
+        gradient: CubeTensor,
+        statistics: CubeTensor,
+    ) -> (CubeTensor, CubeTensor) {
+        let Self { batch, heads, kv_heads, queries, keys, head_dim, scores, .. } = *self;
         let d_query = self.rows_like(&self.query, heads, queries);
         // Both in one tensor: one binding less.
         let d_both = empty(&self.key, [2, batch, kv_heads, keys, head_dim], self.key.dtype());
@@ -131,10 +157,10 @@ impl Problem {
                 cubes(count),
                 units,
                 self.query.clone().into_tensor_arg(),
-                self.key.into_tensor_arg(),
-                self.value.into_tensor_arg(),
+                self.key.clone().into_tensor_arg(),
+                self.value.clone().into_tensor_arg(),
                 gradient.into_tensor_arg(),
-                self.visible.into_tensor_arg(),
+                self.visible.clone().into_tensor_arg(),
                 statistics.into_tensor_arg(),
                 d_both.clone().into_tensor_arg(),
                 count,
@@ -145,13 +171,7 @@ impl Problem {
                 element(&self.query),
             );
         }
-        let half = |i: usize| {
-            let ranges = [i..i + 1, 0..batch, 0..kv_heads, 0..keys, 0..head_dim];
-            let mut half = slice(d_both.clone(), &ranges);
-            half.meta.remove(0);
-            half
-        };
-        (d_query, half(0), half(1))
+        (d_query, d_both)
     }
 
     /// The log-sum-exp and `D = rowsum(dO * O)` of each query, `[batch, heads, queries, 2]`.

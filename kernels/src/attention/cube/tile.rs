@@ -46,6 +46,73 @@ pub(super) fn head_of<F: Float>(tensor: &Tensor<F>, batch: usize, head: usize) -
     }
 }
 
+/// Some keys, or queries, that follow each other.
+#[derive(CubeType)]
+pub(super) struct Interval {
+    pub(super) first: usize,
+    /// The one after the last.
+    pub(super) end: usize,
+}
+
+/// The keys that some query of a tile of `rows` sees: all between the first and the last.
+#[cube]
+pub(super) fn keys_seen(
+    visible: &Tensor<u32>,
+    batch: usize,
+    first_query: usize,
+    #[comptime] rows: usize,
+) -> Interval {
+    let queries = visible.shape(1);
+    let mut tile_first = usize::cast_from(u32::MAX);
+    let mut tile_end = 0_usize;
+    for row in first_query..min(first_query + rows, queries) {
+        let at = 2 * (batch * queries + row);
+        let first = visible[at] as usize;
+        let end = visible[at + 1] as usize;
+        if first < end {
+            tile_first = min(tile_first, first);
+            tile_end = max(tile_end, end);
+        }
+    }
+    Interval { first: tile_first, end: tile_end }
+}
+
+/// The queries that see some key of a tile of `columns`: all between the first and the last. Each of the
+/// cube's `units` looks at its share; `ends` has two places for each.
+#[cube]
+pub(super) fn queries_seeing(
+    visible: &Tensor<u32>,
+    batch: usize,
+    first_key: usize,
+    ends: &mut Shared<[u32]>,
+    #[comptime] columns: usize,
+    #[comptime] units: usize,
+) -> Interval {
+    let queries = visible.shape(1);
+    let unit = UNIT_POS as usize;
+    let mut tile_first = queries;
+    let mut tile_end = 0_usize;
+    let mut row = unit;
+    while row < queries {
+        let at = 2 * (batch * queries + row);
+        let first = visible[at] as usize;
+        let end = visible[at + 1] as usize;
+        if first < end && first < first_key + columns && end > first_key {
+            tile_first = min(tile_first, row);
+            tile_end = row + 1;
+        }
+        row += units;
+    }
+    ends[2 * unit] = tile_first as u32;
+    ends[2 * unit + 1] = tile_end as u32;
+    sync_cube();
+    for i in 0..units {
+        tile_first = min(tile_first, ends[2 * i] as usize);
+        tile_end = max(tile_end, ends[2 * i + 1] as usize);
+    }
+    Interval { first: tile_first, end: tile_end }
+}
+
 /// Loads one chunk of columns of a tile of rows; zeros where there are none.
 #[cube]
 pub(super) fn load<F: Float>(
