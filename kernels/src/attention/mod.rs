@@ -44,8 +44,9 @@ pub struct Attention {
 ///   `h` meets key head `h / (heads / kv_heads)`
 /// - `mask`: for `[batch, queries]`
 ///
-/// Inputs are f32, f16 or bf16, all of one dtype and of any strides; sums are in f32. Memory beyond
-/// inputs and outputs is `O(seq)`. The gradients are summed in a fixed order.
+/// Inputs are f32, f16 or bf16, all of one dtype and of any strides; sums are in f32. Where a device has
+/// matrix units for f16 or bf16, `P` and `dS` are rounded to it on their way. Memory beyond inputs and
+/// outputs is `O(seq)`. The gradients are summed in a fixed order.
 ///
 /// # Panics
 /// If the shapes do not fit together, or a CubeCL device is given a `head_dim` over 256.

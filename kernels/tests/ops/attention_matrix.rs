@@ -5,7 +5,6 @@ use burn::tensor::{DType, Device, Int, Tensor};
 use burn_titan_kernels::attention::{
     AttentionMask, Scores, Tier, attention, attention_backward, reference, with_tier,
 };
-use burn_titan_kernels::device::wgpu;
 
 use crate::attention::Case;
 use crate::support::{check_half, devices, distance, noise, values};
@@ -15,9 +14,9 @@ const EMULATED: Tier = Tier::Emulated { patience: 5.5 };
 /// The unit round-off of f16.
 const UNIT: f64 = 1.0 / 2048.0;
 
-/// Roundings on the way to a result. Output: `P`, itself. Gradients: `P` or `dS`, the forward's output
-/// (twice: as such and by the `P` in it), themselves.
-const ROUNDINGS: f64 = 4.0;
+/// Roundings on the way to a result. Output: `P`, itself. Gradients: the forward's output, `P` or `dS`,
+/// themselves.
+const ROUNDINGS: f64 = 3.0;
 
 impl Case {
     fn check_matrix(&self) {
@@ -77,13 +76,13 @@ fn rows_that_see_nothing() {
     with_tier(EMULATED, || {
         let got = attention(q.clone(), k.clone(), v.clone(), &mask, scores);
         let d = distance(&values(got.output.clone()), &values(want.output));
-        assert!(d < 3.0 * UNIT, "the output differs by {d:e}");
+        assert!(d < 2.0 * UNIT, "the output differs by {d:e}");
         // No rounding to f16 comes before it.
         let sums = values(got.log_sum_exp.clone());
         for (got, want) in sums.iter().zip(values(want.log_sum_exp)) {
             assert!(*got == want || (got - want).abs() < 1e-5, "{got} instead of {want}");
         }
-        assert!(sums.iter().any(|sum| *sum == f64::NEG_INFINITY));
+        assert!(sums.contains(&f64::NEG_INFINITY));
         let gradients = attention_backward(q, k, v, &mask, scores, got, x(queries, 4));
         assert!(gradients.into_iter().all(|d| values(d).iter().all(|x| x.is_finite())));
     });
@@ -109,7 +108,7 @@ fn rescaling_late_or_at_once_is_the_same() {
             attention(q.clone(), k.clone(), v.clone(), &mask, scores)
         });
         let d = distance(&values(got.output), &want);
-        assert!(d < 3.0 * UNIT, "patience {patience}: the output differs by {d:e}");
+        assert!(d < 2.0 * UNIT, "patience {patience}: the output differs by {d:e}");
         let d = distance(&values(got.log_sum_exp), &want_sums);
         assert!(d < 1e-6, "patience {patience}: the log-sum-exp differs by {d:e}");
     }
@@ -132,7 +131,7 @@ fn inputs_need_not_be_contiguous() {
         let want = reference::attention(q.clone(), k.clone(), v.clone(), &mask, scores);
         let got = with_tier(EMULATED, || attention(q, k, v, &mask, scores));
         let d = distance(&values(got.output), &values(want.output));
-        assert!(d < 3.0 * UNIT, "the output differs by {d:e}");
+        assert!(d < 2.0 * UNIT, "the output differs by {d:e}");
     }
 }
 
@@ -140,10 +139,7 @@ fn inputs_need_not_be_contiguous() {
 /// runs where it is asked for, in the backward too.
 #[test]
 fn a_tier_is_chosen_and_repeats_its_bits() {
-    if cube_device().is_none() {
-        return;
-    }
-    let device = wgpu().unwrap();
+    let Some(device) = cube_device() else { return };
     let case = Case::causal([1, 4, 1, 200, 16]);
     let run = |tier| {
         with_tier(tier, || {
@@ -159,7 +155,6 @@ fn a_tier_is_chosen_and_repeats_its_bits() {
     assert_eq!((output.clone(), gradients.clone()), run(EMULATED));
     let (plain, plain_gradients) = run(Tier::Plain);
     assert_ne!(output, plain);
-    assert_eq!(plain, run(Tier::Fastest).0, "no software adapter has matrix units");
     for (emulated, plain) in gradients.iter().zip(&plain_gradients) {
         assert_ne!(emulated, plain);
     }

@@ -25,7 +25,8 @@ thread_local! {
 }
 
 /// Runs `work` with the kernels of `tier` for all attention that this thread starts on CubeCL devices,
-/// forward and backward. For tests and comparisons; results agree within rounding.
+/// forward and backward. For tests and comparisons; results agree within rounding. Not for builds with
+/// the feature `tuned`, where operations may run after `work` has returned.
 pub fn with_tier<T>(tier: Tier, work: impl FnOnce() -> T) -> T {
     struct Restore(Tier);
     impl Drop for Restore {

@@ -3,8 +3,8 @@
 //! Each plane of a cube owns 16 rows, of queries or (for `dK` and `dV`) of keys, and the cube walks over
 //! tiles of the other side: FlashAttention-2's schedule (Dao, 2023). All products are of 16 x 16 x 16
 //! blocks in shared memory (`strip.rs`). Weights `P`, and `dS`, are rounded to the inputs' type, as those
-//! products want it; everything else is as in the plain kernels, and so is the order of all sums from run
-//! to run.
+//! products want it; all else is in f32. Sums are in a fixed order. Unlike the plain kernels, these size
+//! themselves by the shared memory that the device has.
 
 mod backward;
 mod forward;
@@ -31,7 +31,8 @@ const MAX_HEAD_DIM: usize = 128;
 /// 2^8, far from the largest f16, 2^16.
 const PATIENCE: f32 = 5.5;
 
-/// Planes of a cube and rows of a tile, the best first.
+/// Planes of a cube and rows of a tile, the best first. The backward leaves out the first, for which
+/// its registers do not suffice.
 const SHAPES: [[usize; 2]; 5] = [[4, 64], [4, 32], [2, 32], [2, 16], [1, 16]];
 
 /// What the kernels of one problem have in common.
@@ -66,17 +67,17 @@ impl Matrix {
         Some(Self { emulated, patience, vector, shared_memory, head_dim })
     }
 
-    /// The best sizes for a kernel that keeps `kept` tensors' rows in shared memory for all of its life,
-    /// and tiles of two more. On real matrix units a cube takes half of the memory at most, if it can,
+    /// The best of `shapes` for a kernel that keeps `kept` tensors' rows in shared memory for all of its
+    /// life, and tiles of two more. On real matrix units a cube takes half of the memory at most, if it can,
     /// so that one computes while another loads.
-    fn plan(&self, kept: usize) -> Option<Plan> {
-        let plans = SHAPES.map(|[planes, tile]| Plan {
+    fn plan(&self, kept: usize, shapes: &[[usize; 2]]) -> Option<Plan> {
+        let plan = |&[planes, tile]: &[usize; 2]| Plan {
             planes,
             tile,
             head_dim: self.head_dim,
             emulated: self.emulated,
-        });
-        let fits = |limit: usize| plans.into_iter().find(|plan| bytes(plan, kept) <= limit);
+        };
+        let fits = |limit| shapes.iter().map(plan).find(|plan| bytes(plan, kept) <= limit);
         let shared = if self.emulated { None } else { fits(self.shared_memory / 2) };
         shared.or_else(|| fits(self.shared_memory))
     }
@@ -90,7 +91,7 @@ impl Matrix {
     }
 }
 
-/// Shared memory of the largest kernel that keeps `kept` tensors' rows.
+/// Bytes of shared memory that a kernel which keeps `kept` tensors' rows needs at most.
 fn bytes(plan: &Plan, kept: usize) -> usize {
     let heads = 2 * (kept * plan.rows() + 2 * plan.tile) * plan.head_pitch();
     let scores = plan.rows() * (2 * plan.weight_pitch() + 4 * plan.score_pitch());
@@ -126,10 +127,10 @@ fn launch(plan: &Plan, rows: usize, heads: usize) -> (usize, CubeDim) {
 }
 
 impl Problem {
-    /// [`Problem::forward`], or the problem back where these kernels do not fit.
+    /// What [`Problem::forward`] returns; none where these kernels do not fit.
     pub(super) fn matrix_forward(&self) -> Option<(CubeTensor, CubeTensor)> {
         let matrix = Matrix::choose(&self.query)?;
-        let plan = matrix.plan(1)?;
+        let plan = matrix.plan(1, &SHAPES)?;
         let output = self.rows_like(&self.query, self.heads, self.queries);
         let log_sum_exp = empty(&self.query, [self.batch, self.heads, self.queries], DType::F32);
         let (count, units) = launch(&plan, self.queries, self.heads * self.batch);
@@ -167,7 +168,7 @@ impl Problem {
     ) -> Option<(CubeTensor, CubeTensor)> {
         let Self { batch, heads, kv_heads, queries, keys, head_dim, scores, .. } = *self;
         let matrix = Matrix::choose(&self.query)?;
-        let plan = matrix.plan(2)?;
+        let plan = matrix.plan(2, &SHAPES[1..])?;
         let d_query = self.rows_like(&self.query, heads, queries);
         let d_both = empty(&self.key, [2, batch, kv_heads, keys, head_dim], self.key.dtype());
         let (cap, capped) = (scores.softcap.unwrap_or(0.0), scores.softcap.is_some());
