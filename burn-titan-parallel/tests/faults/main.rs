@@ -25,24 +25,24 @@ fn as_a_rank() {
 }
 
 /// Ends `victim` in the middle of a collective, and checks what the survivors say.
-fn lose(kind: Kind, size: usize, victim: usize, signal: i32, delay: Duration) {
-    let mut world = World::start(&Options { kind: kind.name(), size, ..Options::default() });
+fn lose(kind: &str, size: usize, victim: usize, signal: i32, delay: Duration) {
+    let mut world = World::start(&Options { kind, size, ..Options::default() });
     world.wait_until_running();
     std::thread::sleep(delay);
     world.signal(victim, signal);
     let limit = rank::TIMEOUT + SPARE;
     for (rank, end) in world.ends(limit, &[victim]) {
-        let case = format!("rank {rank} of {size}, {} without {victim}: {end:?}", kind.name());
+        let case = format!("rank {rank} of {size}, {kind} without {victim}: {end:?}");
         assert_eq!(end.code, Some(rank::LOST), "{case}");
         let culprit = format!("rank {victim} on host{victim} is lost");
         assert!(end.error.contains(&culprit), "{case}");
-        assert!(end.error.contains("in operation ") && end.error.contains(kind.name()), "{case}");
+        assert!(end.error.contains("in operation ") && end.error.contains(kind), "{case}");
     }
 }
 
 fn lose_in_each(signal: i32, victim: impl Fn(usize) -> usize) {
     for (i, kind) in Kind::ALL.into_iter().enumerate() {
-        lose(kind, 4, victim(i), signal, Duration::from_millis(100));
+        lose(kind.name(), 4, victim(i), signal, Duration::from_millis(100));
     }
 }
 
@@ -64,7 +64,20 @@ fn a_stopped_rank_is_named() {
 #[test]
 fn a_stopped_rank_0_is_named() {
     for kind in [Kind::AllReduce, Kind::Broadcast] {
-        lose(kind, 4, 0, libc::SIGSTOP, Duration::from_millis(100));
+        lose(kind.name(), 4, 0, libc::SIGSTOP, Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn a_stopped_rank_0_that_cannot_judge_a_late_rank_is_named() {
+    // The others' time is over before rank 0 was silent for long.
+    let mut world = World::start(&Options { kind: "late", size: 4, ..Options::default() });
+    world.wait_until_running();
+    std::thread::sleep(rank::TIMEOUT.mul_f64(0.6));
+    world.signal(0, libc::SIGSTOP);
+    for (rank, end) in world.ends(rank::TIMEOUT + SPARE, &[0]) {
+        assert_eq!(end.code, Some(rank::LOST), "{rank}: {end:?}");
+        assert!(end.error.contains("rank 0 on host0 is lost"), "{rank}: {end:?}");
     }
 }
 
@@ -157,16 +170,13 @@ fn random_ranks_are_lost_at_random_moments() {
             random = splitmix(random);
             random % n
         };
-        let kind = Kind::ALL[below(7) as usize];
+        let kind = Kind::ALL[below(7) as usize].name();
         let size = 2 + below(4) as usize;
         let victim = below(size as u64) as usize;
         // A stopped rank takes most of the time-out to be noticed.
         let signal = if below(10) == 0 { libc::SIGSTOP } else { libc::SIGKILL };
         let delay = Duration::from_micros(below(150_000));
-        println!(
-            "{i}: {} of {size} ranks, signal {signal} to {victim} after {delay:?}",
-            kind.name()
-        );
+        println!("{i}: {kind} of {size} ranks, signal {signal} to {victim} after {delay:?}");
         lose(kind, size, victim, signal, delay);
     }
 }

@@ -61,7 +61,8 @@ pub fn run() -> ! {
     let rounds = number(ROUNDS).unwrap_or(usize::MAX);
     for sequence in (1..).take(rounds) {
         let done = match kind.as_str() {
-            "idle" => {
+            "late" if rank + 1 < size => queue.barrier().wait(),
+            "late" | "idle" => {
                 std::thread::sleep(Duration::from_secs(60));
                 Ok(())
             }

@@ -132,8 +132,16 @@ impl Shared {
     pub fn judge(&self, suspect: usize, failure: Failure) -> (usize, Failure) {
         self.suspect(suspect, failure.clone());
         // The hub's own time for it, and some for the way.
-        let life = self.wait(2 * INQUIRY, |life| life.verdict.is_some());
-        life.verdict.clone().unwrap_or((suspect, failure))
+        let patience = INQUIRY.mul_f64(1.5);
+        let verdict = |shared: &Self, at_most| {
+            let over = |life: &Life| life.verdict.is_some() || life.phase == Phase::Ended;
+            shared.wait(at_most, over).verdict.clone()
+        };
+        if verdict(self, patience).is_none() && self.rank != 0 {
+            // A hub that lives always answers.
+            self.condemn(0, no_sign_of_life(patience));
+        }
+        verdict(self, Duration::ZERO).unwrap_or((suspect, failure))
     }
 
     /// Gives up, so that all others do. Returns once rank 0 knows.

@@ -48,7 +48,7 @@ pub enum Refusal {
     #[error("{claimant} claims to be rank {}, but {holder} has already joined", .holder.rank)]
     Taken {
         /// Who has joined.
-        holder: Named,
+        holder: Peer,
         /// The host of who was refused.
         claimant: String,
     },
@@ -63,16 +63,6 @@ pub enum Refusal {
     /// The message is not the one that belongs here.
     #[error("an unexpected message: {0}")]
     Unexpected(String),
-}
-
-/// A rank and its host.
-#[derive(Debug, Clone, PartialEq, Eq, Error, Serialize, Deserialize)]
-#[error("rank {rank} on {host}")]
-pub struct Named {
-    /// Its rank in the world.
-    pub rank: usize,
-    /// The host it runs on.
-    pub host: String,
 }
 
 /// Why a rank could not join the others.

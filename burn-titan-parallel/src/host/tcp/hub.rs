@@ -173,19 +173,25 @@ impl Hub {
         }
     }
 
+    /// Who is waited for, by way of others, and waits for nobody.
     fn end_of_waits(&self, suspect: usize) -> usize {
-        let mut rank = suspect;
-        let mut visited = vec![false; self.members.len()];
-        loop {
-            visited[rank] = true;
-            let next = self.members[rank].doing.iter().find_map(|status| status.waits_for);
-            match next {
-                Some(next) if next < visited.len() && !visited[next] => rank = next,
-                // A ring of waits: nobody is more to blame than the one who was waited for.
-                Some(_) => return suspect,
-                None => return rank,
+        let mut reached = vec![suspect];
+        let mut next = 0;
+        while let Some(rank) = reached.get(next).copied() {
+            let waits = self.members[rank].doing.iter().filter_map(|status| status.waits_for);
+            let mut waits = waits.filter(|rank| *rank < self.members.len()).peekable();
+            if waits.peek().is_none() {
+                return rank;
             }
+            for other in waits {
+                if !reached.contains(&other) {
+                    reached.push(other);
+                }
+            }
+            next += 1;
         }
+        // A ring of waits: nobody is more to blame than the one who was waited for.
+        suspect
     }
 
     fn condemn(&mut self, rank: usize, failure: Failure) -> Option<Control> {
@@ -282,6 +288,15 @@ mod tests {
             assert!(hub.hear(rank, beat(waits_for, 1), now).is_none());
         }
         assert_eq!(verdict(hub.hear(2, beat(None, 1), now)), Some((2, late())));
+    }
+
+    #[test]
+    fn of_a_ring_of_waits_the_suspect_is_named() {
+        let (mut hub, now) = hub(2);
+        let suspect = Control::Suspect { peer: 1, failure: late() };
+        assert_eq!(hub.hear(0, Heard::Said(suspect), now), Some(Control::Ask(1)));
+        assert!(hub.hear(0, beat(Some(1), 1), now).is_none());
+        assert_eq!(verdict(hub.hear(1, beat(Some(0), 1), now)), Some((1, late())));
     }
 
     #[test]

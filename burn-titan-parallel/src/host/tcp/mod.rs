@@ -1,9 +1,9 @@
 //! Ranks as processes: messages over TCP, with rank 0 as the place where they meet.
 //!
 //! Rank 0 listens where it is told to ([`Listener`]); the others connect to it, prove that they know
-//! the run's [`Token`], register, and get the table of all ([`mod@rendezvous`]). Then every two ranks
-//! connect ([`mod@mesh`]), and messages of buffers go directly between them ([`mod@stream`]). The connection
-//! to rank 0 stays: over it go signs of life, and the news of who has failed ([`mod@control`], [`mod@hub`]).
+//! the run's [`Token`], register, and get the table of all (`rendezvous`). Then every two ranks
+//! connect (`mesh`), and messages of buffers go directly between them (`stream`). The connection
+//! to rank 0 stays: over it go signs of life, and the news of who has failed (`control`, `hub`).
 
 mod auth;
 mod control;
@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 pub use auth::{Token, VERSION};
-pub use error::{JoinError, Named, Refusal};
+pub use error::{JoinError, Refusal};
 pub use listener::Listener;
 
 use super::error::{CommError, Peer};

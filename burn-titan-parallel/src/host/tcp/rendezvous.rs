@@ -7,9 +7,10 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::super::error::Peer;
 use super::TcpConfig;
 use super::auth::{self, HANDSHAKE, Stranger};
-use super::error::{JoinError, Named, Refusal};
+use super::error::{JoinError, Refusal};
 use super::listener::Listener;
 use super::protocol::{self, Control, Entry, describe};
 
@@ -40,7 +41,7 @@ impl Seats {
         } else if rank == 0 || rank >= ours {
             Refusal::NoSuchRank { rank, host, world_size: ours }
         } else if let Some(holder) = &self.entries[rank] {
-            let holder = Named { rank, host: holder.host.clone() };
+            let holder = Peer { rank, host: holder.host.clone() };
             Refusal::Taken { holder, claimant: host }
         } else {
             self.entries[rank] = Some(entry);
@@ -104,11 +105,11 @@ pub async fn lead(
         let _ = timeout(HANDSHAKE, protocol::write(&mut stream, &table)).await;
         streams.push(stream);
     }
-    let log = config.clone();
+    let config = config.clone();
     tokio::spawn(async move {
         while let Some(applicant) = applicants.recv().await {
             if let Err((reason, stream)) = seats.claim(applicant) {
-                refuse(stream, &reason, &log).await;
+                refuse(stream, &reason, &config).await;
             }
         }
     });

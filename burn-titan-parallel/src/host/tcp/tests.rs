@@ -267,3 +267,62 @@ fn strangers_are_refused_and_logged() {
     }
     assert!(notes.lines().count() >= 6, "{notes}");
 }
+
+/// A store that answers everything with these bytes.
+fn false_store(answer: Vec<u8>) -> SocketAddr {
+    let listener = std::net::TcpListener::bind(LOOPBACK).unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.read_exact(&mut [0; 52]).unwrap();
+        stream.write_all(&answer).unwrap();
+        // Hangs up when the other does.
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    address
+}
+
+#[test]
+fn a_store_of_another_version_or_without_the_token_is_refused() {
+    let answer = |version: u32, rest: usize| {
+        let mut answer = b"burn-titan links".to_vec();
+        answer.extend(version.to_le_bytes());
+        answer.resize(answer.len() + rest, 0);
+        answer
+    };
+    let refusal = |answer| {
+        let store = false_store(answer).to_string();
+        match TcpLinks::join(&store, listener(), config(1, 2).0).err() {
+            Some(JoinError::Refused { rank: 1, reason, .. }) => reason,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(refusal(answer(9, 33)), Refusal::Version { ours: VERSION, theirs: 9 });
+    // Goes on to the end, but its proof is all zeros.
+    assert_eq!(refusal(answer(VERSION, 33 + 1 + 32)), Refusal::Token);
+}
+
+#[test]
+fn a_rank_that_ends_while_it_waits_may_come_again() {
+    let store = listener();
+    let address = store.address();
+    let lead = std::thread::spawn(move || TcpLinks::lead(store, listener(), config(0, 3).0));
+    let first = config(1, 3).0;
+    runtime(&first).unwrap().block_on(async {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let mut stream = rendezvous::connect(&address.to_string(), &first, deadline).await.unwrap();
+        let entry = Entry { host: first.host.clone(), address };
+        let register = protocol::Control::Register { rank: 1, world_size: 3, entry };
+        protocol::write(&mut stream, &register).await.unwrap();
+    });
+    let others: Vec<_> = [1, 2]
+        .map(|rank| {
+            let address = address.to_string();
+            std::thread::spawn(move || TcpLinks::join(&address, listener(), config(rank, 3).0))
+        })
+        .into();
+    let joined = std::iter::once(lead)
+        .chain(others)
+        .map(|rank| Arc::new(rank.join().unwrap().unwrap()) as Arc<dyn Links>);
+    tests::on_ranks(joined.collect(), |queue| queue.barrier().wait().unwrap());
+}
