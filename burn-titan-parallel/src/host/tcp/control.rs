@@ -158,7 +158,7 @@ impl Shared {
     /// If a rank is lost, or not ready at the deadline.
     pub fn ready(&self, deadline: Instant) -> Result<(), CommError> {
         self.say(Control::Ready);
-        self.reach(Phase::Running, deadline, "not all ranks could connect with each other")
+        self.reach(Phase::Running, deadline)
     }
 
     /// Says goodbye, and waits until all have.
@@ -166,16 +166,18 @@ impl Shared {
     /// # Errors
     /// If a rank is lost, or has not said goodbye within the time-out.
     pub fn leave(&self) -> Result<(), CommError> {
-        let mut life = lock(&self.life);
-        if life.phase == Phase::Running && life.verdict.is_none() {
-            life.phase = Phase::Leaving;
-            drop(life);
+        let leaves = {
+            let mut life = lock(&self.life);
+            let leaves = life.phase == Phase::Running && life.verdict.is_none();
+            if leaves {
+                life.phase = Phase::Leaving;
+            }
+            leaves
+        };
+        if leaves {
             self.say(Control::Goodbye);
-        } else {
-            drop(life);
         }
-        let deadline = Instant::now() + self.timeout;
-        self.reach(Phase::Ended, deadline, "not all ranks came to their end")
+        self.reach(Phase::Ended, Instant::now() + self.timeout)
     }
 
     /// On rank 0: gives the others the time to hear what was said last.
@@ -191,15 +193,19 @@ impl Shared {
         life.verdict.is_some() || life.phase == Phase::Ended
     }
 
-    fn reach(&self, phase: Phase, deadline: Instant, otherwise: &str) -> Result<(), CommError> {
+    /// Waits until all ranks are so far.
+    fn reach(&self, phase: Phase, deadline: Instant) -> Result<(), CommError> {
         let left = deadline.saturating_duration_since(Instant::now());
-        let life = self.wait(left, |life| life.verdict.is_some() || life.phase >= phase);
-        let reached = life.phase >= phase;
-        drop(life);
+        let decided = |life: &Life| life.verdict.is_some() || life.phase >= phase;
+        if !decided(&self.wait(left, decided)) {
+            // The hub knows who is behind.
+            self.say(Control::Overdue(left));
+        }
+        let reached = self.wait(INQUIRY, decided).phase >= phase;
         match self.failed() {
             Some(error) => Err(error),
             None if reached => Ok(()),
-            None => Err(CommError::Closed(format!("{otherwise} within {left:.1?}"))),
+            None => Err(CommError::Closed(format!("rank 0 did not answer for {left:.1?}"))),
         }
     }
 

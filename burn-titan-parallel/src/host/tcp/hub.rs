@@ -101,6 +101,13 @@ impl Hub {
                 self.members[rank].doing = doing;
                 self.answer(rank, answers)
             }
+            Control::Overdue(after) => {
+                let leaving = self.members[rank].leaving;
+                let is_behind =
+                    |member: &Member| if leaving { !member.leaving } else { !member.ready };
+                let behind = self.members.iter().position(is_behind)?;
+                self.condemn(behind, Failure::Late(after))
+            }
             Control::GaveUp(reason) => self.condemn(rank, Failure::Gone(reason)),
             Control::Suspect { peer, .. } if peer >= self.members.len() => None,
             Control::Suspect { peer, failure: Failure::Late(after) } => {
@@ -308,6 +315,22 @@ mod tests {
         assert!(hub.hear(1, beat(Some(2), 1), now).is_none());
         let (rank, _) = verdict(hub.tick(now + INQUIRY * 2, false)).unwrap();
         assert_eq!(rank, 2);
+    }
+
+    #[test]
+    fn who_is_not_ready_or_stays_too_long_is_named() {
+        let overdue = || Heard::Said(Control::Overdue(Duration::from_secs(5)));
+        let (mut hub, now) = hub(3);
+        for rank in [0, 1] {
+            assert!(hub.hear(rank, Heard::Said(Control::Ready), now).is_none());
+        }
+        assert_eq!(verdict(hub.hear(0, overdue(), now)), Some((2, late())));
+
+        let (mut hub, now) = super::tests::hub(3);
+        for rank in [0, 2] {
+            assert!(hub.hear(rank, Heard::Said(Control::Goodbye), now).is_none());
+        }
+        assert_eq!(verdict(hub.hear(0, overdue(), now)), Some((1, late())));
     }
 
     #[test]

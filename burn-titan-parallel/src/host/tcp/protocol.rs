@@ -3,6 +3,7 @@
 
 use std::io::{Error, ErrorKind, Result};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -82,6 +83,8 @@ pub enum Control {
         /// What was seen.
         failure: Failure,
     },
+    /// To rank 0: not all ranks were ready, or have said goodbye, after so long.
+    Overdue(Duration),
     /// To rank 0: this rank gives up, and why.
     GaveUp(String),
     /// From rank 0: all is over because of this rank.
@@ -164,8 +167,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_and_damage_is_seen() {
-        let control =
-            Control::Suspect { peer: 3, failure: Failure::Late(std::time::Duration::from_secs(2)) };
+        let control = Control::Suspect { peer: 3, failure: Failure::Late(Duration::from_secs(2)) };
         let bytes = encode(&control);
         runtime().block_on(async {
             assert_eq!(read(&mut &bytes[..]).await.unwrap(), control);

@@ -164,6 +164,21 @@ fn a_late_rank_is_named_and_not_those_that_wait_for_it() {
 }
 
 #[test]
+fn a_rank_that_does_not_close_is_named_by_those_that_do() {
+    let short = |rank| TcpConfig { timeout: Duration::from_secs(2), ..config(rank, 3).0 };
+    let mut world: Vec<TcpLinks> =
+        attempts((0..3).map(short).collect()).into_iter().map(|links| links.unwrap()).collect();
+    let stays = world.remove(1);
+    let closing: Vec<_> =
+        world.into_iter().map(|links| std::thread::spawn(move || links.close())).collect();
+    for closed in closing {
+        let error = closed.join().unwrap().unwrap_err();
+        assert!(matches!(&error, CommError::TimedOut { peer, .. } if peer.rank == 1), "{error}");
+    }
+    drop(stays);
+}
+
+#[test]
 fn missing_ranks_are_named_on_all_sides() {
     let short = |rank| TcpConfig { join_timeout: Duration::from_secs(2), ..config(rank, 4).0 };
     let outcome = attempts(vec![short(0), short(2)]);
