@@ -9,6 +9,7 @@
 pub mod check;
 pub mod communicator;
 pub mod host;
+pub mod launch;
 pub mod mesh;
 pub mod placement;
 pub mod program;
