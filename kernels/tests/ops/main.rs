@@ -5,14 +5,14 @@
 
 mod adamw;
 mod attention;
+#[cfg(feature = "wgpu")]
+mod attention_matrix;
 mod bucket;
 mod cross_entropy;
 mod embedding;
 mod norm;
 mod quantize;
 mod reduce;
-#[cfg(feature = "wgpu")]
-mod attention_matrix;
 mod rms_norm;
 mod rope;
 mod support;
