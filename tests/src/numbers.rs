@@ -19,6 +19,11 @@ pub fn tensor<const D: usize>(values: &[f32], shape: [usize; D]) -> Tensor<D> {
     Tensor::from_data(TensorData::new(values.to_vec(), shape), &Device::flex())
 }
 
+/// Flex, and wgpu where there is an adapter (the wgpu test requires one in CI).
+pub fn devices() -> Vec<Device> {
+    std::iter::once(Device::flex()).chain(burn_titan_kernels::device::wgpu()).collect()
+}
+
 /// A tensor of integers on flex.
 pub fn int_tensor<const D: usize>(values: &[i64], shape: [usize; D]) -> Tensor<D, Int> {
     Tensor::from_data(TensorData::new(values.to_vec(), shape), &Device::flex())

@@ -5,15 +5,13 @@
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_titan_core::trainer::TrainError;
+use burn_titan_kernels::attention::MAX_HEAD_DIM;
 use burn_titan_kernels::{AttentionMask, Scores, attention, inject_gradient};
 
 use super::arguments::AttentionArguments;
 use super::ceilings::Ceilings;
 use super::measure::{Stopwatch, Timing};
 use super::report::{self, Row};
-
-/// Widest head that the kernels outside of flex take.
-const MAX_CUBE_HEAD_DIM: usize = 256;
 
 pub fn run(arguments: &AttentionArguments) -> Result<(), TrainError> {
     let kv_heads = arguments.kv_heads.unwrap_or(arguments.heads);
@@ -24,11 +22,11 @@ pub fn run(arguments: &AttentionArguments) -> Result<(), TrainError> {
         });
     }
     let head_dim = arguments.head_dim;
-    if arguments.measure.device != "flex" && head_dim > MAX_CUBE_HEAD_DIM {
+    if arguments.measure.device != "flex" && head_dim > MAX_HEAD_DIM {
         return Err(TrainError::File {
             path: format!("--head-dim {head_dim}"),
             cause: format!(
-                "the kernels for {} take at most {MAX_CUBE_HEAD_DIM}",
+                "the kernels for {} take at most {MAX_HEAD_DIM}",
                 arguments.measure.device
             ),
         });

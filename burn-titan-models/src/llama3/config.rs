@@ -1,5 +1,6 @@
 //! The shape of a Llama 3 model, and the sizes that were published.
 
+use burn_titan_kernels::attention::MAX_HEAD_DIM;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -205,6 +206,8 @@ impl LlamaConfig {
             ("n_layers", self.n_layers, MAX_LAYERS),
             // Token ids are 32-bit integers on devices.
             ("vocab_size", self.vocab_size, i32::MAX as usize),
+            // What the fused attention takes on every device.
+            ("head_dim", self.head_dim, MAX_HEAD_DIM),
         ] {
             if size > most {
                 report(field, format!("is {size}: expected at most {most}"));
@@ -285,7 +288,7 @@ mod tests {
     fn every_broken_size_is_named() {
         type Change = fn(&mut LlamaConfig);
         let scaling = |config: &mut LlamaConfig| config.rope_scaling.unwrap();
-        let cases: [(&str, &str, Change); 16] = [
+        let cases: [(&str, &str, Change); 17] = [
             ("dim", "is 0: expected at least 1", |c| c.dim = 0),
             ("n_layers", "is 0: expected at least 1", |c| c.n_layers = 0),
             ("n_kv_heads", "is 0: expected at least 1", |c| c.n_kv_heads = 0),
@@ -303,6 +306,7 @@ mod tests {
             ("vocab_size", "is 0: expected at least 1", |c| c.vocab_size = 0),
             ("max_seq_len", "is 0: expected at least 1", |c| c.max_seq_len = 0),
             ("n_layers", "is 10001: expected at most 10000", |c| c.n_layers = 10_001),
+            ("head_dim", "is 258: expected at most 256", |c| c.head_dim = 258),
             ("vocab_size", "is 2147483648: expected at most 2147483647", |c| {
                 c.vocab_size = 1 << 31
             }),

@@ -61,6 +61,8 @@ impl AttentionMask {
             query.dims()
         );
         assert_eq!(value.dims(), key.dims(), "values are shaped as the keys");
+        let dtypes = [query.dtype(), key.dtype(), value.dtype()];
+        assert_eq!(dtypes, [query.dtype(); 3], "query, key and value are of one dtype");
         assert!(
             kv_heads > 0 && heads % kv_heads == 0,
             "{heads} query heads cannot share {kv_heads} key heads evenly"

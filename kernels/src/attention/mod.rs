@@ -19,12 +19,15 @@ mod ops;
 pub mod reference;
 
 use burn::backend::Dispatch;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 #[cfg(feature = "cube")]
 pub use cube::{Tier, with_tier};
 pub use mask::AttentionMask;
 pub use ops::{AttentionOps, Scores};
+
+/// Largest `head_dim` on CubeCL devices, where a unit's registers hold a share of each row.
+pub const MAX_HEAD_DIM: usize = 256;
 
 /// What [`attention`] returns.
 #[derive(Debug, Clone)]
@@ -49,7 +52,7 @@ pub struct Attention {
 /// outputs is `O(seq)`. The gradients are summed in a fixed order.
 ///
 /// # Panics
-/// If the shapes do not fit together, or a CubeCL device is given a `head_dim` over 256.
+/// If the shapes do not fit together, or a CubeCL device is given a `head_dim` over [`MAX_HEAD_DIM`].
 pub fn attention(
     query: Tensor<4>,
     key: Tensor<4>,
@@ -74,7 +77,10 @@ pub fn attention(
 ///
 /// `attention` is what the forward returned; its output and log-sum-exp may come from a merge over more keys
 /// than `key` holds, and the result is then this part's share of the gradients. Shapes as for
-/// [`attention()`]; nothing is tracked.
+/// [`attention()`]; output and gradient are of the query's dtype; nothing is tracked.
+///
+/// # Panics
+/// If shapes or dtypes do not fit together.
 pub fn attention_backward(
     query: Tensor<4>,
     key: Tensor<4>,
@@ -85,14 +91,20 @@ pub fn attention_backward(
     gradient: Tensor<4>,
 ) -> [Tensor<4>; 3] {
     mask.assert_fits(&query, &key, &value);
+    let Attention { output, log_sum_exp } = attention;
+    let [batch, heads, queries, _] = query.dims();
+    assert_eq!([output.dims(), gradient.dims()], [query.dims(); 2], "output and its gradient");
+    assert_eq!([output.dtype(), gradient.dtype()], [query.dtype(); 2], "output and its gradient");
+    assert_eq!(log_sum_exp.dims(), [batch, heads, queries], "the log-sum-exp");
+    assert_eq!(log_sum_exp.dtype(), DType::F32, "the log-sum-exp");
     let (query, key, value) = <Dispatch as AttentionOps>::fused_attention_backward(
         query.into_dispatch(),
         key.into_dispatch(),
         value.into_dispatch(),
         mask.first_key().into_dispatch(),
         mask.end_key().into_dispatch(),
-        attention.output.into_dispatch(),
-        attention.log_sum_exp.into_dispatch(),
+        output.into_dispatch(),
+        log_sum_exp.into_dispatch(),
         gradient.into_dispatch(),
         scores,
     );

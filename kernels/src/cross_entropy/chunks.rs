@@ -11,7 +11,7 @@ const WHOLE_ROWS: usize = 512;
 
 /// Columns come in multiples of this, so that every chunk of a weight begins at a cache line and at an
 /// offset that GPUs can bind.
-const COLUMN_STEP: usize = 64;
+const COLUMN_STEP: usize = 256;
 
 /// A cut of `[tokens, vocab]` into chunks of equal size but for the last.
 #[derive(Clone, Copy, Debug)]

@@ -12,7 +12,9 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::chunks::Chunks;
-use crate::cube::{UNITS, cube_sum, cubes, element, elementwise, empty, into_contiguous, zeros};
+use crate::cube::{
+    UNITS, cube_max, cube_sum, cubes, element, elementwise, empty, into_contiguous, owned, zeros,
+};
 
 /// Hidden states and a slice of the vocabulary, which begins at the word `first`. (The whole
 /// vocabulary is the slice from 0.)
@@ -195,8 +197,7 @@ impl Slice {
 
 /// A gradient times the gradient of the loss, in place where nothing else holds it.
 pub(super) fn scaled(gradient: CubeTensor, loss: CubeTensor) -> CubeTensor {
-    let gradient = into_contiguous(gradient);
-    let gradient = if gradient.can_mut() { gradient } else { gradient.copy() };
+    let gradient = owned(gradient);
     let elements = gradient.shape().num_elements();
     if elements > 0 {
         let (count, units) = elementwise(elements);
@@ -237,26 +238,6 @@ fn add(sum: &mut Option<CubeTensor>, part: CubeTensor) {
 mod kernel {
     use super::*;
     use burn_cubecl::cubecl::ir::ElemType;
-
-    /// The maximum of `value` over the units of a cube, as [`cube_sum`] is their sum.
-    #[cube]
-    fn cube_max(value: f32, scratch: &mut Shared<[f32]>) -> f32 {
-        let unit = UNIT_POS as usize;
-        scratch[unit] = value;
-        sync_cube();
-        let mut width = CUBE_DIM as usize / 2;
-        while width > 0 {
-            if unit < width {
-                let other = scratch[unit + width];
-                scratch[unit] = max(scratch[unit], other);
-            }
-            sync_cube();
-            width /= 2;
-        }
-        let top = scratch[0];
-        sync_cube();
-        top
-    }
 
     /// A cube adds one row of a chunk of logits to the statistics of its token. `fresh`: the chunk is
     /// the first of the row.
@@ -300,8 +281,9 @@ mod kernel {
                 target_logit[token] = 0.0;
             } else {
                 let before = log_sum_exp[token];
+                // Of a number and NaN, a device's maximum may be the number: both terms keep it.
                 let high = max(before, chunk);
-                log_sum_exp[token] = high + (1.0 + (min(before, chunk) - high).exp()).ln();
+                log_sum_exp[token] = high + ((before - high).exp() + (chunk - high).exp()).ln();
             }
             let column = targets[token] - first_column;
             if column >= 0 && (column as usize) < columns {

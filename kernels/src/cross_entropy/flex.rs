@@ -285,3 +285,53 @@ fn each<E: Copy + Send + Sync>(values: &mut [E], f: impl Fn(E) -> E + Sync) {
         }
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Flex;
+    use burn::backend::ops::FloatTensorOps;
+
+    use super::*;
+
+    /// Two ranks with half of the vocabulary each, as a vocabulary-parallel loss has it.
+    #[test]
+    fn slices_of_the_vocabulary_combine() {
+        let ([tokens, dim, vocab], half) = ([13, 5, 331], 170);
+        let wave = |n: usize, f: f32| (0..n).map(|i| (i as f32 * f).sin()).collect::<Vec<f32>>();
+        let hidden = float_tensor(wave(tokens * dim, 0.7), Shape::new([tokens, dim]), DType::F32);
+        let weight = float_tensor(wave(dim * vocab, 0.3), Shape::new([dim, vocab]), DType::F32);
+        let targets: Vec<f32> =
+            (0..tokens).map(|i| if i == 4 { -1.0 } else { (i * 25) as f32 }).collect();
+        let targets = float_tensor(targets, Shape::new([tokens]), DType::F32);
+        let targets = Flex::float_into_int(targets, burn::tensor::IntDType::I64);
+        let slice = |first: usize, length: usize| {
+            let weight = weight.narrow(1, first, length);
+            Slice::new(&hidden, weight, &targets, first, 256)
+        };
+        let (whole, parts) = (slice(0, vocab), [slice(0, half), slice(half, vocab - half)]);
+        let want = whole.statistics();
+        let [a, b] = parts.each_ref().map(Slice::statistics);
+        let log_sum_exp =
+            |token: usize| (a[token].log_sum_exp.exp() + b[token].log_sum_exp.exp()).ln();
+        for (token, want) in want.iter().enumerate() {
+            assert!((log_sum_exp(token) - want.log_sum_exp).abs() < 1e-5);
+            let logit = a[token].target_logit + b[token].target_logit;
+            assert!((logit - want.target_logit).abs() < 1e-6);
+        }
+        let [want_hidden, want_weight] = whole.gradients(|token| want[token].log_sum_exp);
+        let [[hidden_a, weight_a], [hidden_b, weight_b]] =
+            parts.each_ref().map(|part| part.gradients(log_sum_exp));
+        for (i, want) in want_hidden.iter().enumerate() {
+            assert!((hidden_a[i] + hidden_b[i] - want).abs() < 1e-5);
+        }
+        for (i, want) in want_weight.iter().enumerate() {
+            let (row, column) = (i / vocab, i % vocab);
+            let got = if column < half {
+                weight_a[row * half + column]
+            } else {
+                weight_b[row * (vocab - half) + column - half]
+            };
+            assert!((got - want).abs() < 1e-5);
+        }
+    }
+}

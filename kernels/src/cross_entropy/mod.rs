@@ -35,7 +35,7 @@ type LossAndGradients<B> = (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>);
 #[backend_extension(Autodiff, Flex, Cube: cfg(feature = "cube"), Fusion: cfg(feature = "tuned"))]
 pub trait CrossEntropyOps: Backend {
     /// See [`linear_cross_entropy`]. `budget` is the most elements of logits to hold at once; a chunk
-    /// of one row and 64 columns is held even if that is more.
+    /// of one row and 256 columns is held even if that is more.
     #[fusion(dtype = burn::tensor::DType::F32, shape = burn::tensor::Shape::new([1]))]
     fn fused_linear_cross_entropy(
         hidden: FloatTensor<Self>,
@@ -186,11 +186,18 @@ impl<B: CrossEntropyOps, C: CheckpointStrategy> CrossEntropyOps for Autodiff<B, 
 /// - `weight`: `[dim, vocab]`
 /// - `targets`: `[tokens]`, in `0..vocab`, or [`IGNORE`]
 /// - result: `[1]`, in f32
+///
+/// # Panics
+/// If the shapes do not fit together, and on flex if a target is not below `vocab` (other devices do not
+/// read it back: the data loader must have checked it).
 pub fn linear_cross_entropy(
     hidden: Tensor<2>,
     weight: Tensor<2>,
     targets: Tensor<1, Int>,
 ) -> Tensor<1> {
+    let ([tokens, dim], [rows, _]) = (hidden.dims(), weight.dims());
+    assert_eq!(dim, rows, "hidden states and weight meet in `dim`");
+    assert_eq!(targets.dims(), [tokens], "a target for each token");
     Tensor::from_dispatch(<Dispatch as CrossEntropyOps>::fused_linear_cross_entropy(
         hidden.into_dispatch(),
         weight.into_dispatch(),

@@ -1,8 +1,9 @@
 //! Token embedding on CubeCL devices, without atomics and without reading the ids back.
 //!
 //! Backward: each token looks for the next one with its id and tells it that it is not the first. Then
-//! the first token of each id walks along its chain and writes the row of that id. The search is
-//! quadratic in the tokens at worst, but stops at the first hit and reads ids only.
+//! the first token of each id walks along its chain and writes the row of that id. The search reads ids
+//! only and stops at the first hit; the last token of each id searches to the end, so that it takes
+//! `tokens x distinct ids` reads at most, spread over the units.
 
 use burn::backend::TensorMetadata;
 use burn::tensor::DType;

@@ -6,7 +6,7 @@ use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
-use crate::cube::{UNITS, cube_sum, cubes, element, empty, into_contiguous};
+use crate::cube::{UNITS, assert_countable, cube_sum, cubes, element, empty, into_contiguous};
 
 /// Least elements that a unit adds up before the cube does.
 const ELEMENTS_A_UNIT: usize = 16;
@@ -22,6 +22,7 @@ pub(super) fn sum_of_squares(x: CubeTensor) -> CubeTensor {
     let units = CubeDim::new_1d(UNITS as u32);
     let dtype = element(&x);
     let n = x.shape().num_elements();
+    assert_countable(n);
     kernel::square_parts::launch(
         &total.client,
         cubes(parts),

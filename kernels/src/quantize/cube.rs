@@ -8,7 +8,7 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::{INVERSE_127, NUMBERS_A_WORD};
-use crate::cube::{cubes, element, elementwise, empty, into_contiguous};
+use crate::cube::{cube_max, cubes, element, elementwise, empty, into_contiguous};
 
 /// Units of a cube: a block of 256 elements has so many words.
 const UNITS: usize = 64;
@@ -99,24 +99,6 @@ mod kernel {
     #[cube]
     fn magnitude(value: f32) -> u32 {
         u32::reinterpret(value) & 0x7FFF_FFFF
-    }
-
-    /// The largest value over the units of the cube.
-    #[cube]
-    fn cube_max(value: u32, scratch: &mut Shared<[u32]>) -> u32 {
-        let unit = UNIT_POS as usize;
-        scratch[unit] = value;
-        sync_cube();
-        let mut width = CUBE_DIM as usize / 2;
-        while width > 0 {
-            if unit < width {
-                let other = scratch[unit + width];
-                scratch[unit] = max(scratch[unit], other);
-            }
-            sync_cube();
-            width /= 2;
-        }
-        scratch[0]
     }
 
     /// The scale of a block whose largest magnitude has these bits.

@@ -109,7 +109,11 @@ impl<B: RmsNormOps, C: CheckpointStrategy> RmsNormOps for Autodiff<B, C> {
 /// - `x`: `[.., dim]`
 /// - `weight`: `[dim]`
 /// - result: `[.., dim]`, in the dtype of `x`; the mean is in f32 for every dtype
+///
+/// # Panics
+/// If the shapes do not fit together.
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f32) -> Tensor<D> {
+    assert_eq!(x.dims()[D - 1], weight.dims()[0], "a weight for each element of a row");
     Tensor::from_dispatch(<Dispatch as RmsNormOps>::fused_rms_norm(
         x.into_dispatch(),
         weight.into_dispatch(),

@@ -77,7 +77,13 @@ impl<B: RopeOps, C: CheckpointStrategy> RopeOps for Autodiff<B, C> {
 /// - `x`: `[batch, seq, heads, head_dim]`, `head_dim` even
 /// - `cos`, `sin`: `[batch, seq, head_dim / 2]`, in f32
 /// - result: as `x`; the arithmetic is in f32 for every dtype
+///
+/// # Panics
+/// If the shapes do not fit together.
 pub fn rope(x: Tensor<4>, cos: Tensor<3>, sin: Tensor<3>) -> Tensor<4> {
+    let [batch, seq, _, head_dim] = x.dims();
+    assert!(head_dim.is_multiple_of(2), "a head_dim of {head_dim} has no pairs");
+    assert_eq!([cos.dims(), sin.dims()], [[batch, seq, head_dim / 2]; 2], "an angle for each pair");
     Tensor::from_dispatch(<Dispatch as RopeOps>::fused_rope(
         x.into_dispatch(),
         cos.into_dispatch(),

@@ -85,7 +85,11 @@ impl<B: SwigluOps, C: CheckpointStrategy> SwigluOps for Autodiff<B, C> {
 
 /// `silu(gate) * up`, elementwise; `gate`, `up` and the result have one shape and dtype. The arithmetic is
 /// in f32 for every dtype.
+///
+/// # Panics
+/// If shapes or dtypes differ.
 pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    assert_eq!((gate.dims(), gate.dtype()), (up.dims(), up.dtype()), "gate and up");
     Tensor::from_dispatch(<Dispatch as SwigluOps>::fused_swiglu(
         gate.into_dispatch(),
         up.into_dispatch(),

@@ -145,8 +145,9 @@ fn log_sum_exp_and_rows_that_see_nothing() {
         // Every third query sees nothing; others see up to 50 keys somewhere in the middle.
         let rows = || (0..(batch * queries) as i32).map(|i| (i, i % 3 == 0));
         let first = rows().map(|(i, _)| i % 90).collect();
-        let end = rows().map(|(i, empty)| if empty { i % 90 } else { i % 90 + 1 + i % 50 });
-        let mask = AttentionMask::new(int(first, &device), int(end.collect(), &device));
+        let end_of = |(i, empty)| if empty { i % 90 } else { i % 90 + 1 + i % 50 };
+        let end = rows().map(end_of).collect();
+        let mask = AttentionMask::new(int(first, &device), int(end, &device));
         let x = |seq, seed| noise([batch, heads, seq, head_dim], seed).to_device(&device);
         let (q, k, v) = (x(queries, 1), x(keys, 2), x(keys, 3));
         let scores = Scores::scaled(head_dim);
@@ -159,8 +160,20 @@ fn log_sum_exp_and_rows_that_see_nothing() {
         }
         assert!(sums.contains(&f64::NEG_INFINITY));
         let d_out = x(queries, 4);
-        for d in attention_backward(q, k, v, &mask, scores, got, d_out) {
-            assert!(values(d).iter().all(|x| x.is_finite()));
+        let got = attention_backward(q, k, v, &mask, scores, got, d_out);
+        let wide =
+            |seq, seed| noise([batch, heads, seq, head_dim], seed).cast(DType::F64).autodiff();
+        let leaves = [(queries, 1), (keys, 2), (keys, 3)].map(|(n, s)| wide(n, s).require_grad());
+        let [q, k, v] = leaves.clone();
+        let mask = AttentionMask::new(
+            int(rows().map(|(i, _)| i % 90).collect(), &Device::flex()),
+            int(rows().map(end_of).collect(), &Device::flex()),
+        );
+        let output = reference::attention(q, k, v, &mask, scores).output;
+        let grads = (output * wide(queries, 4)).sum().backward();
+        for (got, leaf) in got.into_iter().zip(leaves) {
+            let d = distance(&values(got), &values(leaf.grad(&grads).unwrap()));
+            assert!(d < 1e-5, "{device:?}: a gradient differs by {d:e}");
         }
     }
 }
@@ -251,5 +264,18 @@ proptest! {
     ) {
         let heads = kv_heads * group;
         Case { batch, heads, kv_heads, seq, head_dim, documents, window, softcap }.check();
+    }
+}
+
+#[test]
+fn a_broken_row_is_not_taken_for_one_that_sees_nothing() {
+    for device in devices() {
+        let x = |seed| noise([1, 1, 3, 16], seed).to_device(&device);
+        let broken = Tensor::<1>::from_floats([f32::NAN, 1.0, 1.0], &device).reshape([1, 1, 3, 1]);
+        let mask = AttentionMask::causal(1, 3, &device);
+        let got = attention(x(1) * broken, x(2), x(3), &mask, Scores::scaled(16));
+        let sums = values(got.log_sum_exp);
+        assert!(sums[0].is_nan() && sums[1].is_finite(), "{device:?}: {sums:?}");
+        assert!(values(got.output)[0].is_nan());
     }
 }

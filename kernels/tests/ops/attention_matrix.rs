@@ -3,7 +3,7 @@
 
 use burn::tensor::{DType, Device, Int, Tensor};
 use burn_titan_kernels::attention::{
-    AttentionMask, Scores, Tier, attention, attention_backward, reference, with_tier,
+    Attention, AttentionMask, Scores, Tier, attention, attention_backward, reference, with_tier,
 };
 
 use crate::attention::Case;
@@ -39,7 +39,14 @@ fn cube_device() -> Option<Device> {
 
 #[test]
 fn odd_sizes_and_shared_heads() {
-    for sizes in [[1, 1, 1, 1, 16], [2, 4, 2, 67, 16], [1, 6, 1, 131, 16], [1, 2, 1, 150, 64]] {
+    for sizes in [
+        [1, 1, 1, 1, 16],
+        [2, 4, 2, 67, 16],
+        [1, 6, 1, 131, 16],
+        [1, 2, 1, 150, 64],
+        [1, 2, 1, 70, 128],
+        [1, 2, 1, 40, 80],
+    ] {
         Case::causal(sizes).check_matrix();
     }
 }
@@ -83,8 +90,7 @@ fn rows_that_see_nothing() {
             assert!(*got == want || (got - want).abs() < 1e-5, "{got} instead of {want}");
         }
         assert!(sums.contains(&f64::NEG_INFINITY));
-        let gradients = attention_backward(q, k, v, &mask, scores, got, x(queries, 4));
-        assert!(gradients.into_iter().all(|d| values(d).iter().all(|x| x.is_finite())));
+        same_gradients([q, k, v], &mask, got, x(queries, 4));
     });
 }
 
@@ -129,10 +135,47 @@ fn inputs_need_not_be_contiguous() {
     for inputs in [[1, 2, 3].map(swapped), [1, 2, 3].map(odd)] {
         let [q, k, v] = inputs;
         let want = reference::attention(q.clone(), k.clone(), v.clone(), &mask, scores);
+        let inputs = [q.clone(), k.clone(), v.clone()];
         let got = with_tier(EMULATED, || attention(q, k, v, &mask, scores));
-        let d = distance(&values(got.output), &values(want.output));
+        let d = distance(&values(got.output.clone()), &values(want.output));
         assert!(d < 2.0 * UNIT, "the output differs by {d:e}");
+        same_gradients(inputs.clone(), &mask, got.clone(), swapped(4));
+        same_gradients(inputs, &mask, got, odd(4));
     }
+}
+
+/// The gradients are those of the plain kernels, which the tests of `attention` compare with f64: each
+/// side has roundings of its own.
+fn same_gradients(
+    [q, k, v]: [Tensor<4>; 3],
+    mask: &AttentionMask,
+    forward: Attention,
+    gradient: Tensor<4>,
+) {
+    let scores = Scores::scaled(q.dims()[3]);
+    let run = |tier| {
+        let (q, k, v) = (q.clone(), k.clone(), v.clone());
+        with_tier(tier, || {
+            attention_backward(q, k, v, mask, scores, forward.clone(), gradient.clone())
+        })
+    };
+    for (got, want) in run(EMULATED).into_iter().zip(run(Tier::Plain)) {
+        let d = distance(&values(got), &values(want));
+        assert!(d < 2.0 * ROUNDINGS * UNIT, "a gradient differs by {d:e}");
+    }
+}
+
+/// What the device itself chooses: matrix units where it has them, else the plain kernels.
+#[test]
+fn the_fastest_tier_is_right_too() {
+    let case = Case::causal([1, 4, 2, 150, 64]);
+    check_half(
+        &format!("{case:?}"),
+        case.inputs(),
+        |inputs| case.run(attention, inputs).output,
+        |inputs| case.run(reference::attention, inputs).output,
+        ROUNDINGS,
+    );
 }
 
 /// The same bits every time; other bits than the plain kernels, which do not round `P`: so each tier

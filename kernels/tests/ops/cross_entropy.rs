@@ -2,7 +2,7 @@ use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Int, Tensor};
 use burn_titan_kernels::cross_entropy::{CrossEntropyOps, IGNORE, linear_cross_entropy, reference};
 
-use crate::support::{check, check_half, noise, values};
+use crate::support::{check, check_half, devices, noise, values};
 
 /// Targets for `tokens` tokens, one in five of which does not count.
 fn targets(tokens: usize, vocab: usize, device: &Device) -> Tensor<1, Int> {
@@ -163,6 +163,22 @@ fn the_loss_is_the_same_without_gradients() {
             let tracked = chunked(inputs.map(|x| x.autodiff().require_grad()), sizes, budget);
             assert_eq!(tracked.dtype(), DType::F32);
             assert_eq!(values(alone), values(tracked));
+        }
+    }
+}
+
+/// A broken weight is seen in the loss, though its column is nobody's target and in a chunk of its own.
+#[test]
+fn a_broken_column_is_not_hidden() {
+    let sizes = [4, 3, 1000];
+    for device in devices() {
+        for (column, budget) in [(2, 1 << 24), (2, 1024), (700, 1024), (999, 1024)] {
+            let mut weight = vec![0.1_f32; 3 * 1000];
+            weight[column] = f32::NAN;
+            let weight = Tensor::<1>::from_floats(weight.as_slice(), &device);
+            let hidden = noise([12], 5).to_device(&device);
+            let loss = values(chunked([hidden, weight], sizes, budget))[0];
+            assert!(loss.is_nan(), "{device:?}, column {column} by {budget}: {loss}");
         }
     }
 }

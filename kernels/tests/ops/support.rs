@@ -20,8 +20,8 @@ pub fn noise<const D: usize>(shape: [usize; D], seed: u64) -> Tensor<D> {
 /// Set to `1` where a missing adapter must be a failure, as in CI.
 const REQUIRED: &str = "BURN_TITAN_REQUIRE_WGPU";
 
-/// The devices that every kernel is tested on: flex, and wgpu where an adapter is found (the test
-/// command installs a software one, and requires it).
+/// The devices that every kernel is tested on: flex, wgpu where an adapter is found (the test command
+/// installs a software one, and requires it), and CUDA where the build and the machine have it.
 pub fn devices() -> Vec<Device> {
     let mut devices = vec![Device::flex()];
     #[cfg(feature = "wgpu")]
@@ -32,6 +32,8 @@ pub fn devices() -> Vec<Device> {
             assert!(!required, "{REQUIRED}=1, but {error}");
         }
     }
+    #[cfg(feature = "cuda")]
+    devices.extend(burn_titan_kernels::device::cuda());
     devices
 }
 
@@ -43,11 +45,16 @@ pub fn values<const D: usize>(x: Tensor<D>) -> Vec<f64> {
 /// The largest difference, relative to the largest value of `want` (or 0.1, where all are smaller).
 pub fn distance(got: &[f64], want: &[f64]) -> f64 {
     assert_eq!(got.len(), want.len());
-    let scale = want.iter().fold(0.1_f64, |m, x| m.max(x.abs()));
-    let worst = got.iter().zip(want).fold(0.0_f64, |m, (a, b)| {
-        assert!(a.is_finite() == b.is_finite(), "{a} instead of {b}");
-        m.max((a - b).abs())
-    });
+    let mut scale = 0.1_f64;
+    let mut worst = 0.0_f64;
+    for (got, want) in got.iter().zip(want) {
+        if got.is_finite() && want.is_finite() {
+            scale = scale.max(want.abs());
+            worst = worst.max((got - want).abs());
+        } else {
+            assert!(got.to_bits() == want.to_bits(), "{got} instead of {want}");
+        }
+    }
     worst / scale
 }
 

@@ -1,11 +1,13 @@
-//! Every hand-written backward against central differences of an f64 forward.
+//! Hand-written backward passes against central differences of an f64 forward, on every device. (Windows, caps
+//! and the embedding are compared with autodiff of f64 references beside the kernels.)
 
 use burn::tensor::{DType, Tensor};
 use burn_titan_kernels::{
     AttentionMask, Scores, attention, linear_cross_entropy, rms_norm, rope, swiglu,
 };
 use burn_titan_tests::numbers::{
-    forward_backward, int_tensor, noise, relative, tensor, wide, worst,
+    devices, forward_backward, forward_backward_on, int_tensor, noise, relative, tensor, wide,
+    worst,
 };
 use burn_titan_tests::reference::{self, AttentionSizes, dot, numeric_gradients};
 
@@ -22,20 +24,23 @@ fn check<const N: usize, const D: usize>(
     let exact = inputs.map(wide);
     let want = reference(exact.each_ref().map(Vec::as_slice));
     let gradient = noise(want.len(), 77);
-    let (output, gradients) = forward_backward(inputs, &gradient, DType::F32, kernel);
-    let gradient = wide(&gradient);
+    let wide_gradient = wide(&gradient);
     let numeric = numeric_gradients(exact.each_ref().map(Vec::as_slice), |inputs| {
-        dot(&reference(inputs), &gradient)
+        dot(&reference(inputs), &wide_gradient)
     });
-    let by_output = relative(&output, &want);
-    println!("{name}: output {by_output:.2e}");
-    assert!(by_output < TOLERANCE, "{name}: output {by_output:e}");
-    for (input, (got, want)) in gradients.iter().zip(&numeric).enumerate() {
-        // Some gradients vanish: a softmax over one key, a norm over one element.
-        let scale = want.iter().fold(0.1_f64, |largest, x| largest.max(x.abs()));
-        let difference = worst(got, want) / scale;
-        println!("{name}: gradient of input {input} {difference:.2e}");
-        assert!(difference < TOLERANCE, "{name}: gradient of input {input}: {difference:e}");
+    for device in devices() {
+        let (output, gradients) =
+            forward_backward_on(&device, inputs, &gradient, DType::F32, &kernel);
+        let by_output = relative(&output, &want);
+        println!("{name} on {device:?}: output {by_output:.2e}");
+        assert!(by_output < TOLERANCE, "{name} on {device:?}: output {by_output:e}");
+        for (input, (got, want)) in gradients.iter().zip(&numeric).enumerate() {
+            // Some gradients vanish: a softmax over one key, a norm over one element.
+            let scale = want.iter().fold(0.1_f64, |largest, x| largest.max(x.abs()));
+            let difference = worst(got, want) / scale;
+            println!("{name} on {device:?}: gradient of input {input} {difference:.2e}");
+            assert!(difference < TOLERANCE, "{name} on {device:?}, input {input}: {difference:e}");
+        }
     }
 }
 
@@ -65,7 +70,8 @@ fn check_attention(name: &str, sizes: AttentionSizes, documents: &[usize]) {
             let kv = [batch, kv_heads, seq, head_dim];
             let (q, k, v) =
                 (q.reshape([batch, heads, seq, head_dim]), k.reshape(kv), v.reshape(kv));
-            let mask = AttentionMask::documents(int_tensor(&first_key, [batch, seq]));
+            let first_key = int_tensor(&first_key, [batch, seq]).to_device(&q.device().inner());
+            let mask = AttentionMask::documents(first_key);
             attention(q, k, v, &mask, Scores::scaled(head_dim)).output
         },
         |inputs| reference::attention(inputs, &first_key, sizes).0,
@@ -138,7 +144,8 @@ fn rope_over_positions() {
         |[x]| {
             let tables = [batch, seq, half];
             let x = x.reshape([batch, seq, heads, 2 * half]);
-            rope(x, tensor(&cos, tables), tensor(&sin, tables))
+            let table = |values: &[f32]| tensor(values, tables).to_device(&x.device().inner());
+            rope(x.clone(), table(&cos), table(&sin))
         },
         |[x]| reference::rope(x, &wide(&cos), &wide(&sin), [heads, half]),
     );
@@ -157,7 +164,8 @@ fn cross_entropy_over_chunks() {
             |[hidden, weight]| {
                 let (hidden, weight) =
                     (hidden.reshape([tokens, dim]), weight.reshape([dim, vocab]));
-                linear_cross_entropy(hidden, weight, int_tensor(&targets, [tokens]))
+                let targets = int_tensor(&targets, [tokens]).to_device(&hidden.device().inner());
+                linear_cross_entropy(hidden, weight, targets)
             },
             |[hidden, weight]| {
                 let logits = reference::matmul(hidden, weight, [tokens, dim, vocab]);

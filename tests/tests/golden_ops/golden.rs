@@ -1,6 +1,6 @@
 //! Outputs and gradients against the golden ones, which are float64 stored as f32.
 
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Tensor};
 use burn_titan_core::model::{Context, HeadOutput};
 use burn_titan_kernels::{
     AttentionMask, Scores, attention, linear_cross_entropy, rms_norm, swiglu,
@@ -9,18 +9,13 @@ use burn_titan_models::llama3::config::RopeScaling;
 use burn_titan_models::rotary::Rotary;
 use burn_titan_tests::golden::{Tensors, json, numbers};
 use burn_titan_tests::numbers::{
-    forward_backward_on, int_tensor, relative, transposed, wide, worst,
+    devices, forward_backward_on, int_tensor, relative, transposed, wide, worst,
 };
 use burn_titan_tests::reference::matmul;
 use burn_titan_tests::tiny;
 
 const OUTPUT: f64 = 2e-6;
 const GRADIENT: f64 = 1e-5;
-
-/// Flex, and wgpu where there is an adapter (the wgpu test requires one in CI).
-fn devices() -> Vec<Device> {
-    std::iter::once(Device::flex()).chain(burn_titan_kernels::device::wgpu()).collect()
-}
 
 fn close(name: &str, output: f64, gradients: &[f64]) {
     println!("{name}: output {output:.2e}");

@@ -1,9 +1,10 @@
 //! Attention on CubeCL devices.
 //!
 //! Where the device has matrix units for them, f16 and bf16 go to the kernels in `matrix/`. The rest is
-//! done here, in f32 arithmetic on ordinary units: a cube of 64 units owns a tile of 32 queries (or keys) of one head; each unit keeps a 4 x 4 block of
-//! the tile's scores, and of the gradients, in registers. 13 KiB of shared memory whatever the head_dim, at most
-//! 7 tensors a kernel, no subgroup operations, no atomics: this runs on every WebGPU adapter.
+//! done here, in f32 arithmetic on ordinary units: a cube of 64 units owns a tile of 32 queries (or keys)
+//! of one head; each unit keeps a 4 x 4 block of the tile's scores, and of the gradients, in registers.
+//! 9.4 KiB of shared memory whatever the head_dim, at most 7 tensors a kernel, no subgroup operations, no
+//! atomics: this runs on every WebGPU adapter.
 //! The backward is three kernels: `D`, then `dQ` by query tile, then `dK` and `dV` by key tile, summed
 //! over the group.
 
@@ -21,13 +22,10 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::kernel::slice;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::Scores;
+use super::{MAX_HEAD_DIM, Scores};
 use crate::cube::{cubes, element, elementwise, empty, into_contiguous};
 pub use tier::{Tier, with_tier};
 use tile::{TILE, UNITS};
-
-/// Largest `head_dim`: a unit's registers hold a share of each row.
-const MAX_HEAD_DIM: usize = 256;
 
 /// The inputs of one call.
 pub(super) struct Problem {
@@ -56,7 +54,7 @@ impl Problem {
     ) -> Self {
         let [batch, heads, queries, head_dim] = query.shape().dims();
         let [_, kv_heads, keys, _] = key.shape().dims();
-        assert!(head_dim <= MAX_HEAD_DIM, "attention with a head_dim of {head_dim}, over 256");
+        assert!(head_dim <= MAX_HEAD_DIM, "a head_dim of {head_dim}, over {MAX_HEAD_DIM}");
         let visible = visible(first_key, end_key, keys);
         let [query, key, value] = [query, key, value].map(readable);
         Self { query, key, value, visible, scores, batch, heads, kv_heads, queries, keys, head_dim }
@@ -248,9 +246,9 @@ fn clamp_spans<I: Int, J: Int>(
     if ABSOLUTE_POS >= rows {
         terminate!();
     }
-    let keys = i32::cast_from(keys);
-    let first = clamp(i32::cast_from(first_key[ABSOLUTE_POS]), 0, keys);
-    let end = clamp(i32::cast_from(end_key[ABSOLUTE_POS]), 0, keys);
+    // Clamped before it is narrowed.
+    let first = clamp(first_key[ABSOLUTE_POS], I::new(0), I::cast_from(keys));
+    let end = clamp(end_key[ABSOLUTE_POS], J::new(0), J::cast_from(keys));
     visible[2 * ABSOLUTE_POS] = u32::cast_from(first);
     visible[2 * ABSOLUTE_POS + 1] = u32::cast_from(end);
 }

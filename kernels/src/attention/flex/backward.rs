@@ -53,7 +53,7 @@ impl Problem {
         gradient: &FlexTensor,
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
         let Sizes { batch, heads, kv_heads, queries, keys, head_dim, .. } = self.sizes;
-        let wanted = TASKS.div_ceil(batch * kv_heads).min(MAX_SPLITS);
+        let wanted = TASKS.div_ceil((batch * kv_heads).max(1)).min(MAX_SPLITS);
         let split = queries.div_ceil(wanted).max(MIN_SPLIT).next_multiple_of(QUERY_TILE);
         let splits = queries.div_ceil(split);
         let backward = Backward {

@@ -77,7 +77,7 @@ simd_fn! {
             forward.head(batch, head, start, visible, &mut scratch);
             for r in 0..rows {
                 let sum = scratch.sum[r];
-                if sum > 0.0 {
+                if sum != 0.0 {
                     log_sum_exp[head * rows + r] = scratch.top[r] + sum.ln();
                 }
                 let inverse = if sum == 0.0 { 0.0 } else { 1.0 / sum };

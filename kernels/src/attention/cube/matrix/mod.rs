@@ -79,7 +79,12 @@ impl Matrix {
         };
         let fits = |limit| shapes.iter().map(plan).find(|plan| bytes(plan, kept) <= limit);
         let shared = if self.emulated { None } else { fits(self.shared_memory / 2) };
-        shared.or_else(|| fits(self.shared_memory))
+        let plan = shared.or_else(|| fits(self.shared_memory));
+        assert!(
+            plan.is_some() || !self.emulated,
+            "no shared memory for the tier that was asked for"
+        );
+        plan
     }
 
     /// As the kernels read it: rows of whole vectors, each at a multiple of its size.
