@@ -4,6 +4,7 @@ use burn_titan_core::config::{ComputeDtype, DeviceKind};
 use burn_titan_core::model::Registry;
 use burn_titan_core::trainer::{TrainError, open_device};
 use burn_titan_kernels::device::matmul_tflops;
+use burn_titan_parallel::launch::{self, Flags, Place, Variables};
 
 use crate::output;
 
@@ -25,6 +26,12 @@ pub fn print(registry: &Registry) -> Result<(), TrainError> {
             }
         }
     }
+    let place = launch::read(&Flags::default(), &Variables::of_process());
+    output::line(&match place {
+        Ok(Place::Rank(rank)) => format!("launch: {rank}"),
+        Ok(Place::Host(host)) => format!("launch: {host}"),
+        Err(error) => format!("launch: {error}"),
+    })?;
     for name in registry.names() {
         if let Some(family) = registry.get(name) {
             output::line(&format!(

@@ -20,6 +20,7 @@ mod doctor;
 mod evaluate;
 mod generate;
 mod output;
+mod ranks;
 mod schema;
 mod train;
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use burn::tensor::DType;
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use crate::arguments::ConfigArguments;
 
@@ -12,6 +12,8 @@ use crate::arguments::ConfigArguments;
 pub enum Bench {
     /// Causal attention, forward alone and with its backward
     Attention(AttentionArguments),
+    /// Exchanges between ranks of this host
+    Collective(CollectiveArguments),
     /// Matrix products
     Matmul(MatmulArguments),
     /// The AdamW update, and the sum of squares that clipping takes
@@ -69,6 +71,35 @@ pub struct AttentionArguments {
     pub measure: MeasureArguments,
 }
 
+/// What connects the ranks of `bench collective`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CollectiveKind {
+    /// Threads of this process
+    Local,
+    /// Processes
+    Tcp,
+}
+
+/// Options of `bench collective`.
+#[derive(Debug, Args)]
+pub struct CollectiveArguments {
+    /// What connects the ranks
+    #[arg(long, value_enum, default_value = "tcp")]
+    pub communicator: CollectiveKind,
+    /// Ranks, all on this host
+    #[arg(long, default_value = "2", value_parser = ranks)]
+    pub ranks: usize,
+    /// Bytes of the tensor, one measurement each
+    #[arg(long, default_value = "1024,1048576,16777216", value_delimiter = ',', value_parser = positive)]
+    pub bytes: Vec<usize>,
+    /// Runs of each operation, after three to warm up
+    #[arg(long, default_value = "20", value_parser = positive)]
+    pub repeat: usize,
+    /// Write the numbers to this file, too
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
 /// Options of `bench matmul`.
 #[derive(Debug, Args)]
 pub struct MatmulArguments {
@@ -119,6 +150,14 @@ fn positive(word: &str) -> Result<usize, String> {
     match word.parse() {
         Ok(number) if (1..=i32::MAX as usize).contains(&number) => Ok(number),
         _ => Err(format!("expected a whole number from 1 to {}", i32::MAX)),
+    }
+}
+
+/// Each takes threads and connections to all others.
+fn ranks(word: &str) -> Result<usize, String> {
+    match positive(word)? {
+        ranks @ 1..=64 => Ok(ranks),
+        _ => Err("expected from 1 to 64 ranks".into()),
     }
 }
 

@@ -9,6 +9,7 @@
 mod arguments;
 mod attention;
 mod ceilings;
+mod collective;
 mod matmul;
 mod measure;
 mod optimizer;
@@ -25,6 +26,7 @@ use crate::output;
 pub fn run(registry: &Registry, subject: &Bench) -> Result<(), TrainError> {
     let json = match subject {
         Bench::Attention(arguments) => &arguments.measure.json,
+        Bench::Collective(arguments) => &arguments.json,
         Bench::Matmul(arguments) => &arguments.measure.json,
         Bench::Optimizer(arguments) => &arguments.measure.json,
         Bench::Step(arguments) => &arguments.json,
@@ -34,6 +36,7 @@ pub fn run(registry: &Registry, subject: &Bench) -> Result<(), TrainError> {
     }
     match subject {
         Bench::Attention(arguments) => attention::run(arguments),
+        Bench::Collective(arguments) => collective::run(arguments),
         Bench::Matmul(arguments) => matmul::run(arguments),
         Bench::Optimizer(arguments) => optimizer::run(arguments),
         Bench::Step(arguments) => step::run(registry, arguments),

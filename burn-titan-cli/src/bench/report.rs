@@ -125,7 +125,7 @@ pub fn write_json(path: Option<&Path>, numbers: &Value) -> Result<(), TrainError
 }
 
 /// Lines of cells, in columns: words to the left, numbers to the right.
-fn table(lines: &[Vec<String>]) -> String {
+pub fn table(lines: &[Vec<String>]) -> String {
     /// The columns of words.
     const WORDS: usize = 2;
     let columns = lines.first().map_or(0, Vec::len);

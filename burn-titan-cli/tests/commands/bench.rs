@@ -114,3 +114,31 @@ fn step_trains_the_config_and_leaves_nothing() {
     assert!(table.contains("tokens a second "), "{table}");
     assert!(!sandbox.path("out").exists(), "the run's own output folder is not touched");
 }
+
+/// Threads, and processes that find each other over tcp: both measure, and say what they measured.
+#[test]
+#[cfg(unix)]
+fn collective_between_threads_and_between_processes() {
+    for communicator in ["local", "tcp"] {
+        let words = ["collective", "--communicator", communicator, "--ranks", "3"];
+        let sizes = ["--bytes", "4,40004", "--repeat", "2"];
+        let (table, numbers) = bench(&Sandbox::new(), &[&words[..], &sizes[..]].concat());
+        assert_eq!(
+            [&numbers["subject"], &numbers["communicator"]],
+            ["collective", communicator],
+            "{table}"
+        );
+        let rows = numbers["rows"].as_array().expect("rows");
+        let operations: Vec<_> = rows.iter().map(|row| &row["operation"]).collect();
+        let three = ["all_reduce", "reduce_scatter", "all_gather"];
+        assert_eq!(operations, [three, three].concat());
+        for (row, bytes) in rows.iter().zip([4.0, 4.0, 4.0, 40_004.0, 40_004.0, 40_004.0]) {
+            let (median, best) = (number(row, "seconds_median"), number(row, "seconds_best"));
+            assert!(best > 0.0 && best <= median && number(row, "bytes") == bytes, "{row}");
+            assert!(close(number(row, "gb_per_second"), bytes / median / 1e9), "{row}");
+        }
+        let prefix = if communicator == "tcp" { "[rank 0] " } else { "" };
+        let first = format!("{prefix}{communicator}, 3 ranks on this host, f32");
+        assert!(table.lines().any(|line| line == first), "{table}");
+    }
+}

@@ -2,6 +2,8 @@
 
 use burn_titan_kernels::device::DeviceError;
 use burn_titan_parallel::check::ProgramError;
+use burn_titan_parallel::host::tcp::JoinError;
+use burn_titan_parallel::launch::LaunchError;
 use burn_titan_parallel::{CommError, MeshError};
 use thiserror::Error;
 
@@ -153,6 +155,20 @@ pub enum TrainError {
     /// An exchange with other ranks failed.
     #[error("{0}")]
     Communication(#[from] CommError),
+    /// A launcher's environment is not usable, or ranks cannot be started.
+    #[error("{0}")]
+    Launch(#[from] LaunchError),
+    /// The ranks do not find each other.
+    #[error("{0}")]
+    Join(#[from] JoinError),
+    /// A rank that was started here has failed.
+    #[error("{} ended with exit code {code}; what it said is above", .rank.map_or("a rank".to_string(), |rank| format!("rank {rank}")))]
+    Ranks {
+        /// The rank that failed first.
+        rank: Option<usize>,
+        /// Its exit code.
+        code: u8,
+    },
     /// Standard output cannot be written.
     #[error("standard output: {0}")]
     Output(std::io::Error),
@@ -200,7 +216,8 @@ impl TrainError {
     /// the program.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Communication(_) => 138,
+            Self::Communication(_) | Self::Join(_) => 138,
+            Self::Ranks { code, .. } => *code,
             Self::NonFinite(_) | Self::DataEnded { .. } | Self::Program(_) => 1,
             Self::Save(_) | Self::Record(_) | Self::Busy { .. } => 1,
             Self::Data(DataError::Panicked { .. } | DataError::Thread(_) | DataError::Stopped) => 1,

@@ -2,11 +2,13 @@
 
 mod buffer;
 mod host;
+mod quantized;
 #[cfg(test)]
 mod tests;
 
 pub use buffer::Buffer;
 pub use host::HostCommunicator;
+pub use quantized::{all_gather_quantized, reduce_scatter_quantized};
 
 use burn::tensor::Tensor;
 

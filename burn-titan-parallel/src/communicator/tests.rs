@@ -103,3 +103,55 @@ fn what_cannot_be_exchanged_is_refused() {
         ]
     );
 }
+
+#[test]
+fn int8_blocks_are_off_by_half_a_scale_for_each_rank() {
+    let block = 32;
+    for (size, count) in [(1, 70), (2, 1), (3, 331), (4, 3), (4, 10_007)] {
+        let lengths: Vec<usize> =
+            (0..size).map(|r| crate::placement::shard_range(count, size, r).len()).collect();
+        let whole = |rank: usize| {
+            let x =
+                |i: usize| ((i * 37 + rank * 101) as f32 * 0.61).sin() * (1.0 + (i % 97) as f32);
+            Tensor::<1>::from_floats(
+                (0..count).map(x).collect::<Vec<_>>().as_slice(),
+                &Device::flex(),
+            )
+        };
+        let got = on_ranks(size, |ranks| {
+            let rank = ranks.rank();
+            let range = crate::placement::shard_range(count, size, rank);
+            let shard = whole(0).slice(range);
+            let all = all_gather_quantized(&ranks, shard, &lengths, block);
+            let sum = reduce_scatter_quantized(&ranks, whole(rank), &lengths, block);
+            (values(all.wait().unwrap()), values(sum.wait().unwrap()))
+        });
+        // The largest magnitude of the block of each element, in each rank's range, over 127.
+        let scale = |x: &[f32], i: usize| {
+            let mut start = 0;
+            let length = lengths.iter().find(|length| {
+                start += **length;
+                i < start
+            });
+            let start = start - length.unwrap();
+            let first = start + (i - start) / block * block;
+            let end = (first + block).min(start + length.unwrap());
+            x[first..end].iter().fold(0.0_f32, |m, x| m.max(x.abs())) / 127.0
+        };
+        let inputs: Vec<Vec<f32>> = (0..size).map(|rank| values(whole(rank))).collect();
+        let sums: Vec<f32> = got.iter().flat_map(|(_, sum)| sum.clone()).collect();
+        assert_eq!(sums.len(), count);
+        let mut worst = 0.0_f32;
+        for i in 0..count {
+            for (all, _) in &got {
+                assert_eq!(all[i].to_bits(), got[0].0[i].to_bits());
+                assert!((all[i] - inputs[0][i]).abs() <= 0.501 * scale(&inputs[0], i));
+            }
+            let want: f32 = inputs.iter().map(|x| x[i]).sum();
+            let bound: f32 = inputs.iter().map(|x| 0.501 * scale(x, i)).sum::<f32>() + 1e-4;
+            assert!((sums[i] - want).abs() <= bound, "{size} {count} {i}");
+            worst = worst.max((sums[i] - want).abs() / bound);
+        }
+        assert!(count < 100 || worst > 0.2, "int8 numbers were sent: {worst}");
+    }
+}

@@ -29,7 +29,7 @@ impl Chunks {
         if whole.saturating_mul(vocab) <= budget {
             return Self { tokens, vocab, rows: whole, columns: vocab.max(1) };
         }
-        let rows = even(tokens, budget.isqrt());
+        let rows = even(tokens, budget.isqrt().min(budget / COLUMN_STEP).max(1));
         let most = (budget / rows / COLUMN_STEP).max(1) * COLUMN_STEP;
         let columns = even(vocab, most).next_multiple_of(COLUMN_STEP);
         Self { tokens, vocab, rows, columns }

@@ -1,0 +1,166 @@
+//! `bench collective`: how fast ranks of this host exchange f32 tensors.
+//!
+//! `local`: the ranks are threads. `tcp`: they are processes, which this one starts: each runs the same
+//! command, finds in its environment which rank it is, and measures; rank 0 prints. A rate is the bytes of the
+//! whole tensor over the time until this rank has the result.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use burn::tensor::{DType, Device, Tensor};
+use burn_titan_core::trainer::TrainError;
+use burn_titan_parallel::host::tcp::{Listener, TcpConfig, TcpLinks, Token};
+use burn_titan_parallel::host::{Group, Links, LocalLinks, Queue};
+use burn_titan_parallel::launch::{self, Flags, Launch, Place, Variables};
+use burn_titan_parallel::placement::shard_range;
+use burn_titan_parallel::{CommError, Communicator, HostCommunicator, Reduction};
+use serde_json::{Value, json};
+
+use super::arguments::{CollectiveArguments, CollectiveKind};
+use super::measure::Timing;
+use super::report;
+use crate::output;
+
+/// Runs that are not counted.
+const WARM_UP: usize = 3;
+/// How long a rank waits for another one.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+pub fn run(arguments: &CollectiveArguments) -> Result<(), TrainError> {
+    if arguments.communicator == CollectiveKind::Local || arguments.ranks == 1 {
+        return local(arguments);
+    }
+    let flags = Flags { ranks: Some(arguments.ranks), ..Flags::default() };
+    match launch::read(&flags, &Variables::of_process())? {
+        Place::Host(host) => crate::ranks::run(&host),
+        Place::Rank(launch) => {
+            let links = Arc::new(join(&launch)?);
+            let rows = measure(links.clone(), arguments)?;
+            links.close()?;
+            if launch.rank == 0 { print("tcp", arguments, &rows) } else { Ok(()) }
+        }
+    }
+}
+
+fn local(arguments: &CollectiveArguments) -> Result<(), TrainError> {
+    let rows = std::thread::scope(|scope| {
+        let rank = |links: LocalLinks| scope.spawn(|| measure(Arc::new(links), arguments));
+        let ranks: Vec<_> = LocalLinks::world(arguments.ranks).into_iter().map(rank).collect();
+        let results = ranks
+            .into_iter()
+            .map(|rank| rank.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        results.collect::<Result<Vec<_>, _>>()
+    })?;
+    print("local", arguments, &rows[0])
+}
+
+/// The links of a process that the launcher has started on this host.
+fn join(launch: &Launch) -> Result<TcpLinks, TrainError> {
+    let rendezvous = launch.rendezvous()?;
+    let secret = std::env::var(launch::TOKEN).unwrap_or_default();
+    let config = TcpConfig {
+        rank: launch.rank,
+        world_size: launch.world_size,
+        host: "this host".into(),
+        token: Token::new(secret)?,
+        timeout: TIMEOUT,
+        join_timeout: TIMEOUT,
+        log: Arc::new(|note| eprintln!("{note}")),
+    };
+    let loopback = |port| Listener::bind(([127, 0, 0, 1], port).into());
+    let links = if launch.rank == 0 {
+        TcpLinks::lead(loopback(rendezvous.port)?, loopback(0)?, config)?
+    } else {
+        TcpLinks::join(&rendezvous.to_string(), loopback(0)?, config)?
+    };
+    Ok(links)
+}
+
+struct Row {
+    operation: &'static str,
+    bytes: usize,
+    timing: Timing,
+}
+
+/// Measures every operation at every size. All ranks do the same runs.
+fn measure(links: Arc<dyn Links>, arguments: &CollectiveArguments) -> Result<Vec<Row>, TrainError> {
+    let size = links.world_size();
+    let group = Group::new(links, (0..size).collect(), 1, TIMEOUT);
+    let queue = Queue::new(group)
+        .map_err(|error| TrainError::File { path: "threads".into(), cause: error.to_string() })?;
+    let ranks = HostCommunicator::new(queue);
+    let mut rows = Vec::new();
+    for bytes in &arguments.bytes {
+        let elements = bytes.div_ceil(4);
+        let lengths: Vec<usize> =
+            (0..size).map(|rank| shard_range(elements, size, rank).len()).collect();
+        let whole = Tensor::<1>::ones([elements], (&Device::flex(), DType::F32));
+        let shard = whole.clone().slice(0..lengths[ranks.rank()]);
+        type Operation<'a> = &'a dyn Fn() -> Result<(), CommError>;
+        let operations: [(&str, Operation); 3] = [
+            ("all_reduce", &|| {
+                ranks.all_reduce(whole.clone().into(), Reduction::Sum).wait().map(drop)
+            }),
+            ("reduce_scatter", &|| {
+                let whole = whole.clone().into();
+                ranks.reduce_scatter(whole, &lengths, Reduction::Sum).wait().map(drop)
+            }),
+            ("all_gather", &|| ranks.all_gather(shard.clone().into(), &lengths).wait().map(drop)),
+        ];
+        for (operation, run) in operations {
+            let mut seconds = Vec::new();
+            for i in 0..WARM_UP + arguments.repeat {
+                ranks.barrier().wait()?;
+                let start = Instant::now();
+                run()?;
+                if i >= WARM_UP {
+                    seconds.push(start.elapsed().as_secs_f64());
+                }
+            }
+            if let Some(timing) = Timing::of(seconds) {
+                rows.push(Row { operation, bytes: 4 * elements, timing });
+            }
+        }
+    }
+    Ok(rows)
+}
+
+fn print(
+    communicator: &str,
+    arguments: &CollectiveArguments,
+    rows: &[Row],
+) -> Result<(), TrainError> {
+    let rate = |row: &Row| row.bytes as f64 / row.timing.median / 1e9;
+    output::line(&format!("{communicator}, {} ranks on this host, f32", arguments.ranks))?;
+    let header = ["operation", "bytes", "median us", "best us", "GB/s"].map(str::to_owned);
+    let mut lines = vec![header.to_vec()];
+    lines.extend(rows.iter().map(|row| {
+        vec![
+            row.operation.to_owned(),
+            row.bytes.to_string(),
+            format!("{:.1}", row.timing.median * 1e6),
+            format!("{:.1}", row.timing.best * 1e6),
+            format!("{:.2}", rate(row)),
+        ]
+    }));
+    output::write(&report::table(&lines))?;
+    let json = |row: &Row| -> Value {
+        json!({
+            "operation": row.operation,
+            "bytes": row.bytes,
+            "seconds_median": row.timing.median,
+            "seconds_best": row.timing.best,
+            "runs": row.timing.runs,
+            "gb_per_second": rate(row),
+        })
+    };
+    report::write_json(
+        arguments.json.as_deref(),
+        &json!({
+            "subject": "collective",
+            "communicator": communicator,
+            "ranks": arguments.ranks,
+            "rows": rows.iter().map(json).collect::<Vec<_>>(),
+        }),
+    )
+}
