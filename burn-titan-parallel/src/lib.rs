@@ -4,7 +4,9 @@
 //! This crate knows tensors, not models. A training step is a [`Program`]: a list of actions made
 //! before the step runs. Parallelism, accumulation and activation checkpointing are ways to write the
 //! list ([`step`]); [`check`] proves a list before it runs; the executor of `burn-titan-core` runs it.
-//! This version has one rank; the mesh and the placements are those that more ranks will use.
+//! Steps have one rank so far; the mesh and the placements are those that more ranks will use. How ranks
+//! find and reach each other is here: [`launch`] says which rank a process is, and starts local ones;
+//! [`host`] carries buffers of host memory between threads and processes; [`communicator`] carries tensors.
 
 pub mod check;
 pub mod communicator;
