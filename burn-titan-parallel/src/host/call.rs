@@ -76,6 +76,11 @@ pub struct Call {
 }
 
 impl Call {
+    /// Bytes of all elements.
+    pub fn bytes(&self) -> usize {
+        self.count as usize * self.element.size()
+    }
+
     /// The digest of lengths for [`Call::shape`].
     pub fn digest(lengths: &[usize]) -> u64 {
         // FNV-1a: it only has to tell honest mistakes apart.

@@ -81,39 +81,60 @@ impl std::fmt::Display for Reduction {
     }
 }
 
-/// Reduces buffers of equal length into `output`, in the order of `inputs`: the order of ranks. Half
-/// precision is summed in f32 and rounded once, so the result is the same however the elements are
-/// split over ranks.
+/// Reduces buffers of equal length in the order of ranks: `buffer` is that of rank `place` and becomes the
+/// result, `others` are the other ranks', in their order. Half precision is summed in f32 and rounded
+/// once, so the result is the same however the elements are split over ranks.
 ///
 /// # Panics
-/// If the lengths differ or are not whole elements.
-pub fn reduce(element: Element, reduction: Reduction, inputs: &[&[u8]], output: &mut [u8]) {
-    assert!(inputs.iter().all(|input| input.len() == output.len()), "buffers of one length");
-    assert!(output.len().is_multiple_of(element.size()), "whole elements");
+/// If the lengths differ or are not whole elements, or there is no such place.
+pub fn reduce(
+    element: Element,
+    reduction: Reduction,
+    others: &[&[u8]],
+    place: usize,
+    buffer: &mut [u8],
+) {
+    assert!(others.iter().all(|input| input.len() == buffer.len()), "buffers of one length");
+    assert!(buffer.len().is_multiple_of(element.size()), "whole elements");
+    let inputs = Inputs { before: &others[..place], after: &others[place..] };
     match element {
         Element::F32 => {
-            floats::<4>(reduction, inputs, output, f32::from_ne_bytes, f32::to_ne_bytes)
+            floats::<4>(reduction, inputs, buffer, f32::from_ne_bytes, f32::to_ne_bytes)
         }
         Element::F16 => floats::<2>(
             reduction,
             inputs,
-            output,
+            buffer,
             |b| f16::from_ne_bytes(b).to_f32(),
             |x| f16::from_f32(x).to_ne_bytes(),
         ),
         Element::BF16 => floats::<2>(
             reduction,
             inputs,
-            output,
+            buffer,
             |b| bf16::from_ne_bytes(b).to_f32(),
             |x| bf16::from_f32(x).to_ne_bytes(),
         ),
-        Element::I32 => integers::<4, _>(reduction, inputs, output, i32::from_ne_bytes, |x| {
+        Element::I32 => integers::<4, _>(reduction, inputs, buffer, i32::from_ne_bytes, |x| {
             (x as i32).to_ne_bytes()
         }),
-        Element::U8 => integers::<1, _>(reduction, inputs, output, u8::from_ne_bytes, |x| {
+        Element::U8 => integers::<1, _>(reduction, inputs, buffer, u8::from_ne_bytes, |x| {
             (x as u8).to_ne_bytes()
         }),
+    }
+}
+
+/// The buffers of the ranks before and after the one that becomes the result.
+#[derive(Clone, Copy)]
+struct Inputs<'a> {
+    before: &'a [&'a [u8]],
+    after: &'a [&'a [u8]],
+}
+
+impl Inputs<'_> {
+    /// How many buffers, with the own one.
+    fn ranks(&self) -> usize {
+        self.before.len() + 1 + self.after.len()
     }
 }
 
@@ -122,17 +143,19 @@ const BLOCK: usize = 2048;
 
 fn floats<const N: usize>(
     reduction: Reduction,
-    inputs: &[&[u8]],
-    output: &mut [u8],
+    inputs: Inputs,
+    buffer: &mut [u8],
     read: impl Fn([u8; N]) -> f32,
     write: impl Fn(f32) -> [u8; N],
 ) {
     let mut sums = [0.0_f32; BLOCK];
-    for (block, output) in output.chunks_mut(BLOCK * N).enumerate() {
-        let sums = &mut sums[..output.len() / N];
-        for (rank, input) in inputs.iter().enumerate() {
-            let input = input[block * BLOCK * N..][..output.len()].as_chunks::<N>().0;
-            let pairs = sums.iter_mut().zip(input);
+    for (block, own) in buffer.chunks_mut(BLOCK * N).enumerate() {
+        let sums = &mut sums[..own.len() / N];
+        let range = block * BLOCK * N..block * BLOCK * N + own.len();
+        let before = inputs.before.iter().map(|input| &input[range.clone()]);
+        let after = inputs.after.iter().map(|input| &input[range.clone()]);
+        for (rank, input) in before.chain(std::iter::once(&*own)).chain(after).enumerate() {
+            let pairs = sums.iter_mut().zip(input.as_chunks::<N>().0);
             match (rank, reduction) {
                 (0, _) => pairs.for_each(|(sum, x)| *sum = read(*x)),
                 (_, Reduction::Max) => pairs.for_each(|(sum, x)| {
@@ -144,26 +167,31 @@ fn floats<const N: usize>(
                 _ => pairs.for_each(|(sum, x)| *sum += read(*x)),
             }
         }
-        let factor = if reduction == Reduction::Average { inputs.len() as f32 } else { 1.0 };
-        for (out, sum) in output.as_chunks_mut::<N>().0.iter_mut().zip(sums) {
-            *out = write(*sum / factor);
+        if reduction == Reduction::Average {
+            let ranks = inputs.ranks() as f32;
+            sums.iter_mut().for_each(|sum| *sum /= ranks);
+        }
+        for (out, sum) in own.as_chunks_mut::<N>().0.iter_mut().zip(sums) {
+            *out = write(*sum);
         }
     }
 }
 
 fn integers<const N: usize, I: Into<i64>>(
     reduction: Reduction,
-    inputs: &[&[u8]],
-    output: &mut [u8],
+    inputs: Inputs,
+    buffer: &mut [u8],
     read: impl Fn([u8; N]) -> I,
     write: impl Fn(i64) -> [u8; N],
 ) {
-    for (i, out) in output.as_chunks_mut::<N>().0.iter_mut().enumerate() {
-        let values = inputs.iter().map(|input| read(input.as_chunks::<N>().0[i]).into());
+    let others = || inputs.before.iter().chain(inputs.after);
+    for (i, out) in buffer.as_chunks_mut::<N>().0.iter_mut().enumerate() {
+        let own: i64 = read(*out).into();
+        let values = others().map(|input| read(input.as_chunks::<N>().0[i]).into());
         *out = write(match reduction {
-            Reduction::Sum => values.sum(),
-            Reduction::Average => values.sum::<i64>() / inputs.len() as i64,
-            Reduction::Max => values.max().unwrap_or(0),
+            Reduction::Sum => own + values.sum::<i64>(),
+            Reduction::Average => (own + values.sum::<i64>()) / inputs.ranks() as i64,
+            Reduction::Max => values.fold(own, i64::max),
         });
     }
 }
@@ -176,6 +204,19 @@ mod tests {
         values.iter().flat_map(|x| to(*x)).collect()
     }
 
+    /// The reduction of all inputs, whichever of them becomes the result.
+    fn reduced(element: Element, reduction: Reduction, inputs: &[&[u8]]) -> Vec<u8> {
+        let results = (0..inputs.len()).map(|place| {
+            let mut others = inputs.to_vec();
+            let mut buffer = others.remove(place).to_vec();
+            reduce(element, reduction, &others, place, &mut buffer);
+            buffer
+        });
+        let results: Vec<Vec<u8>> = results.collect();
+        assert!(results.iter().all(|result| *result == results[0]));
+        results[0].clone()
+    }
+
     #[test]
     fn floats_are_reduced_in_rank_order() {
         let ranks: Vec<Vec<f32>> = (0..5)
@@ -183,9 +224,8 @@ mod tests {
             .collect();
         let bytes: Vec<Vec<u8>> = ranks.iter().map(|x| bytes_of(x, f32::to_ne_bytes)).collect();
         let inputs: Vec<&[u8]> = bytes.iter().map(Vec::as_slice).collect();
-        let mut output = vec![0; inputs[0].len()];
         for reduction in Reduction::ALL {
-            reduce(Element::F32, reduction, &inputs, &mut output);
+            let output = reduced(Element::F32, reduction, &inputs);
             for (i, got) in output.as_chunks::<4>().0.iter().enumerate() {
                 let column = ranks.iter().map(|rank| rank[i]);
                 let want = match reduction {
@@ -202,32 +242,28 @@ mod tests {
     fn halves_round_once_and_integers_wrap() {
         let small = bytes_of(&[bf16::from_f32(256.0), bf16::ONE], bf16::to_ne_bytes);
         let ones = bytes_of(&[bf16::ONE, bf16::ONE], bf16::to_ne_bytes);
-        let mut output = vec![0; 4];
         // 256 + 1 + 1 = 258 is a bf16 number; 256 + 1 rounded would have lost both ones.
-        reduce(Element::BF16, Reduction::Sum, &[&small, &ones, &ones], &mut output);
+        let output = reduced(Element::BF16, Reduction::Sum, &[&small, &ones, &ones]);
         assert_eq!(
             output,
             bytes_of(&[bf16::from_f32(258.0), bf16::from_f32(3.0)], bf16::to_ne_bytes)
         );
-        let mut output = [0];
-        reduce(Element::U8, Reduction::Sum, &[&[200], &[100]], &mut output);
+        let output = reduced(Element::U8, Reduction::Sum, &[&[200], &[100]]);
         assert_eq!(output, [44]);
-        reduce(Element::U8, Reduction::Average, &[&[200], &[101]], &mut output);
+        let output = reduced(Element::U8, Reduction::Average, &[&[200], &[101]]);
         assert_eq!(output, [150]);
-        let mut output = [0; 4];
         let (a, b) = ((-5_i32).to_ne_bytes(), 2_i32.to_ne_bytes());
-        reduce(Element::I32, Reduction::Max, &[&a, &b], &mut output);
-        assert_eq!(i32::from_ne_bytes(output), 2);
-        reduce(Element::I32, Reduction::Average, &[&a, &b], &mut output);
-        assert_eq!(i32::from_ne_bytes(output), -1);
+        let output = reduced(Element::I32, Reduction::Max, &[&a, &b]);
+        assert_eq!(i32::from_ne_bytes(output.try_into().unwrap()), 2);
+        let output = reduced(Element::I32, Reduction::Average, &[&a, &b]);
+        assert_eq!(i32::from_ne_bytes(output.try_into().unwrap()), -1);
     }
 
     #[test]
     fn nan_is_the_largest() {
         let a = bytes_of(&[f32::NAN, 1.0, 2.0], f32::to_ne_bytes);
         let b = bytes_of(&[1.0, f32::NAN, 1.0], f32::to_ne_bytes);
-        let mut output = vec![0; 12];
-        reduce(Element::F32, Reduction::Max, &[&a, &b], &mut output);
+        let output = reduced(Element::F32, Reduction::Max, &[&a, &b]);
         let got: Vec<f32> =
             output.as_chunks::<4>().0.iter().map(|x| f32::from_ne_bytes(*x)).collect();
         assert!(got[0].is_nan() && got[1].is_nan() && got[2] == 2.0);

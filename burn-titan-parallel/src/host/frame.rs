@@ -1,15 +1,15 @@
 //! Messages between ranks: a header of fixed size, then the payload.
 //!
 //! Little-endian: magic (4), group (8), kind, element, reduction, 0 (1 each), step (4), root (4), count, shape,
-//! sequence, payload length (8 each), CRC-32C of the payload (4), CRC-32C of the header so far (4).
+//! sequence, payload length, number (8 each), CRC-32C of the payload (4), CRC-32C of the header so far (4).
 
 use super::call::{Call, Kind};
 use super::element::{Element, Reduction};
 
 /// Bytes of a header.
-pub const HEADER: usize = 64;
+pub const HEADER: usize = 72;
 
-const MAGIC: [u8; 4] = *b"BTF1";
+const MAGIC: [u8; 4] = *b"BTF2";
 
 /// Longest payload that is believed.
 pub const MAX_PAYLOAD: u64 = 1 << 40;
@@ -25,6 +25,8 @@ pub struct Header {
     pub step: u32,
     /// Bytes of the payload.
     pub length: u64,
+    /// The how-manieth message between the two ranks, from 1.
+    pub number: u64,
     /// Of the payload.
     pub checksum: u32,
 }
@@ -32,7 +34,7 @@ pub struct Header {
 impl Header {
     /// The bytes on the wire.
     pub fn encode(&self) -> [u8; HEADER] {
-        let Self { group, call, step, length, checksum } = *self;
+        let Self { group, call, step, length, number, checksum } = *self;
         let mut bytes = [0; HEADER];
         let mut at = 0;
         let mut put = |part: &[u8]| {
@@ -44,8 +46,8 @@ impl Header {
         put(&[call.kind as u8, call.element as u8, call.reduction as u8, 0]);
         put(&step.to_le_bytes());
         put(&call.root.to_le_bytes());
-        for number in [call.count, call.shape, call.sequence, length] {
-            put(&number.to_le_bytes());
+        for field in [call.count, call.shape, call.sequence, length, number] {
+            put(&field.to_le_bytes());
         }
         put(&checksum.to_le_bytes());
         let own = crc32c::crc32c(&bytes[..HEADER - 4]);
@@ -87,7 +89,14 @@ impl Header {
         if length > MAX_PAYLOAD {
             return Err(format!("a payload of {length} bytes"));
         }
-        Ok(Self { group: number(4), call, step: small(16), length, checksum: small(56) })
+        Ok(Self {
+            group: number(4),
+            call,
+            step: small(16),
+            length,
+            number: number(56),
+            checksum: small(64),
+        })
     }
 }
 
@@ -105,7 +114,7 @@ mod tests {
             shape: 0xDEAD_BEEF,
             sequence: 77,
         };
-        Header { group: 9, call, step: 2, length: 12, checksum: 5 }
+        Header { group: 9, call, step: 2, length: 12, number: 3, checksum: 5 }
     }
 
     #[test]
@@ -127,9 +136,11 @@ mod tests {
             Err("a payload of 1099511627777 bytes".to_string())
         );
         assert!(
-            Header::decode(b"GET / HTTP/1.1\r\nHost: here......................................")
-                .unwrap_err()
-                .contains("not a message")
+            Header::decode(
+                b"GET / HTTP/1.1\r\nHost: here.............................................."
+            )
+            .unwrap_err()
+            .contains("not a message")
         );
     }
 }

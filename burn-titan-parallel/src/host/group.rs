@@ -1,24 +1,30 @@
 //! The collective operations of a group of ranks, on host buffers.
 //!
-//! Large buffers: a reduction is scattered (each rank gets everybody's share of its range, and adds
-//! them in rank order), then gathered around a ring (Thakur, Rabenseifner and Gropp, 2005); every rank sends and
-//! receives `2 (n - 1) / n` of the buffer. Small ones: every rank sends all it has to every other, which takes
-//! one message's time. A broadcast is a binomial tree; a barrier is dissemination. Since every sum is taken in
-//! rank order, the result does not depend on which way was taken.
+//! Buffers go in segments that stay in the cache, some of them ahead of what has come from the peers. Large
+//! reductions go block by block, in place: every rank gets everybody's share of its piece of a block, adds them
+//! in rank order, and sends the result to everybody; every rank sends and receives `2 (n - 1) / n` of the
+//! buffer (Thakur, Rabenseifner and Gropp, 2005). Small ones: every rank sends all it has to every other, which
+//! takes one message's time. A broadcast is a binomial tree; a barrier is dissemination. Since every sum is
+//! taken in rank order, the result does not depend on which way was taken.
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::call::{Call, Kind};
+use super::call::Call;
 use super::element::reduce;
 use super::error::CommError;
 use super::links::Links;
-use super::mailbox::{Failure, Message, NoMessage};
+use super::mailbox::{Failure, NoMessage};
 use super::payload::Payload;
+use super::segments::{SEGMENT, consecutive, cut, end, segment, segments};
+use crate::placement::shard_range;
 
 /// Up to this many bytes a reduction sends everything to everybody.
 const SMALL: usize = 32 << 10;
+
+/// Segments that are sent to a peer before the first of its own must have come.
+const AHEAD: usize = 2;
 
 /// Marks the messages between two ranks of a group.
 const PAIRS: u64 = 1 << 63;
@@ -73,15 +79,14 @@ impl Group {
     ///
     /// # Errors
     /// If a peer is lost or late, or makes another call.
-    pub fn all_reduce(&self, call: &Call, buffer: Vec<u8>) -> Result<Vec<u8>, CommError> {
-        let bytes = buffer.len();
-        if bytes <= SMALL || self.size() == 1 {
-            let parts = self.exchange_all(call, 0, &buffer.into())?;
-            return Ok(self.reduced(call, &parts, bytes));
+    pub fn all_reduce(&self, call: &Call, mut buffer: Vec<u8>) -> Result<Vec<u8>, CommError> {
+        if buffer.len() <= SMALL || self.size() == 1 {
+            self.send_to_all(call, 0, &buffer)?;
+            self.reduce_with(call, 0, &mut buffer)?;
+        } else {
+            self.reduce_blocks(call, &mut buffer)?;
         }
-        let ranges = self.even_ranges(call, bytes);
-        let own = self.scatter(call, &buffer.into(), &ranges)?;
-        self.ring_gather(call, own, &ranges)
+        Ok(buffer)
     }
 
     /// The ranks' buffers one after the other; `lengths` are their bytes.
@@ -94,7 +99,12 @@ impl Group {
         buffer: Vec<u8>,
         lengths: &[usize],
     ) -> Result<Vec<u8>, CommError> {
-        self.ring_gather(call, buffer, &consecutive(lengths))
+        let ranges = consecutive(lengths);
+        let send = vec![0..buffer.len(); self.size()];
+        let mut all = vec![0; end(&ranges)];
+        all[ranges[self.rank].clone()].copy_from_slice(&buffer);
+        self.exchange(call, &buffer, &send, &mut all, &ranges)?;
+        Ok(all)
     }
 
     /// This rank's range of the reduction; `lengths` are the bytes of the ranges.
@@ -107,7 +117,20 @@ impl Group {
         buffer: Vec<u8>,
         lengths: &[usize],
     ) -> Result<Vec<u8>, CommError> {
-        self.scatter(call, &buffer.into(), &consecutive(lengths))
+        let ranges = consecutive(lengths);
+        let mut own = buffer[ranges[self.rank].clone()].to_vec();
+        let most = segments(&ranges);
+        for round in 0..most + AHEAD {
+            for to in self.others() {
+                self.send_segment(call, to, round, &buffer[ranges[to].clone()])?;
+            }
+            if let Some(round) = round.checked_sub(AHEAD)
+                && let Some(range) = segment(own.len(), round)
+            {
+                self.reduce_with(call, round as u32, &mut own[range])?;
+            }
+        }
+        Ok(own)
     }
 
     /// Sends each rank its range of the buffer (`send` are their bytes) and returns the ranges that the
@@ -122,12 +145,10 @@ impl Group {
         send: &[usize],
         receive: &[usize],
     ) -> Result<Vec<u8>, CommError> {
-        let parts = self.exchange(call, &buffer.into(), &consecutive(send))?;
-        let mut all = Vec::with_capacity(receive.iter().sum());
-        for (from, (part, length)) in parts.iter().zip(receive).enumerate() {
-            self.check_length(call, from, part, *length)?;
-            all.extend_from_slice(part);
-        }
+        let (send, receive) = (consecutive(send), consecutive(receive));
+        let mut all = vec![0; end(&receive)];
+        all[receive[self.rank].clone()].copy_from_slice(&buffer[send[self.rank].clone()]);
+        self.exchange(call, &buffer, &send, &mut all, &receive)?;
         Ok(all)
     }
 
@@ -135,23 +156,26 @@ impl Group {
     ///
     /// # Errors
     /// As [`Group::all_reduce`].
-    pub fn broadcast(&self, call: &Call, buffer: Vec<u8>) -> Result<Vec<u8>, CommError> {
+    pub fn broadcast(&self, call: &Call, mut buffer: Vec<u8>) -> Result<Vec<u8>, CommError> {
         let (size, root) = (self.size(), call.root as usize);
         let place = (self.rank + size - root) % size;
-        let mut payload: Payload = buffer.into();
+        let at = |place: usize| (place + root) % size;
         // The highest set bit of a place leads to its parent.
-        let mut reach = 1;
-        while reach < size {
-            if place < reach {
-                if place + reach < size {
-                    self.send(call, (place + reach + root) % size, 0, payload.clone())?;
-                }
-            } else if place < 2 * reach {
-                payload = self.receive(call, (place - reach + root) % size, 0)?;
-            }
-            reach *= 2;
+        let reach: usize = if place == 0 { 1 } else { 2 << place.ilog2() };
+        let children = || (reach.trailing_zeros()..).map(|bit| place + (1 << bit));
+        if place != 0 {
+            buffer = vec![0; call.bytes()];
         }
-        Ok(payload.into_vec())
+        for (step, range) in (0..).zip(cut(buffer.len())) {
+            let part = &mut buffer[range];
+            if place != 0 {
+                self.receive_into(call, at(place - reach / 2), step, part)?;
+            }
+            for child in children().take_while(|child| *child < size) {
+                self.send(call, at(child), step, part)?;
+            }
+        }
+        Ok(buffer)
     }
 
     /// Sends a buffer to a rank of the group.
@@ -159,7 +183,10 @@ impl Group {
     /// # Errors
     /// As [`Group::all_reduce`].
     pub fn send_to(&self, call: &Call, to: usize, buffer: Vec<u8>) -> Result<(), CommError> {
-        self.send(call, to, 0, buffer.into())
+        for (step, range) in (0..).zip(cut(buffer.len())) {
+            self.send(call, to, step, &buffer[range])?;
+        }
+        Ok(())
     }
 
     /// The buffer that a rank of the group sends.
@@ -167,7 +194,11 @@ impl Group {
     /// # Errors
     /// As [`Group::all_reduce`].
     pub fn receive_from(&self, call: &Call, from: usize) -> Result<Vec<u8>, CommError> {
-        Ok(self.receive(call, from, 0)?.into_vec())
+        let mut buffer = vec![0; call.bytes()];
+        for (step, range) in (0..).zip(cut(buffer.len())) {
+            self.receive_into(call, from, step, &mut buffer[range])?;
+        }
+        Ok(buffer)
     }
 
     /// Returns once every rank has called it.
@@ -179,7 +210,7 @@ impl Group {
         let mut distance = 1;
         let mut step = 0;
         while distance < size {
-            self.send(call, (self.rank + distance) % size, step, Vec::new().into())?;
+            self.send(call, (self.rank + distance) % size, step, &[])?;
             self.receive(call, (self.rank + size - distance) % size, step)?;
             distance *= 2;
             step += 1;
@@ -187,89 +218,119 @@ impl Group {
         Ok(())
     }
 
-    /// Each rank's share of this rank's range, reduced.
-    fn scatter(
-        &self,
-        call: &Call,
-        buffer: &Payload,
-        ranges: &[Range<usize>],
-    ) -> Result<Vec<u8>, CommError> {
-        let parts = self.exchange(call, buffer, ranges)?;
-        Ok(self.reduced(call, &parts, ranges[self.rank].len()))
-    }
-
-    fn reduced(&self, call: &Call, parts: &[Payload], bytes: usize) -> Vec<u8> {
-        let mut output = vec![0; bytes];
-        let inputs: Vec<&[u8]> = parts.iter().map(|part| &**part).collect();
-        reduce(call.element, call.reduction, &inputs, &mut output);
-        output
-    }
-
-    /// Sends everybody the whole buffer; returns everybody's, in the order of ranks.
-    fn exchange_all(
-        &self,
-        call: &Call,
-        step: u32,
-        buffer: &Payload,
-    ) -> Result<Vec<Payload>, CommError> {
-        for to in self.others() {
-            self.send(call, to, step, buffer.clone())?;
-        }
-        let parts = (0..self.size()).map(|from| {
-            if from == self.rank {
-                return Ok(buffer.clone());
+    /// Reduces block by block, and sends every result at once. The order in which a rank sends its pieces
+    /// to another is that in which the other takes them.
+    fn reduce_blocks(&self, call: &Call, buffer: &mut [u8]) -> Result<(), CommError> {
+        let (bytes, longest) = (buffer.len(), self.size() * SEGMENT);
+        let blocks = bytes.div_ceil(longest);
+        let pieces = |block: usize| {
+            let start = block * longest;
+            self.even_ranges(call, start..bytes.min(start + longest))
+        };
+        let (shares, results) = (|block| 2 * block as u32, |block| 2 * block as u32 + 1);
+        for block in 0..blocks + 2 * AHEAD {
+            if block < blocks {
+                let pieces = pieces(block);
+                for to in self.others() {
+                    self.send(call, to, shares(block), &buffer[pieces[to].clone()])?;
+                }
             }
+            if let Some(block) = block.checked_sub(AHEAD).filter(|block| *block < blocks) {
+                let own = &mut buffer[pieces(block)[self.rank].clone()];
+                self.reduce_with(call, shares(block), own)?;
+                self.send_to_all(call, results(block), own)?;
+            }
+            if let Some(block) = block.checked_sub(2 * AHEAD) {
+                let pieces = pieces(block);
+                for from in self.others() {
+                    let piece = &mut buffer[pieces[from].clone()];
+                    self.receive_into(call, from, results(block), piece)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reduces the other ranks' messages of this step and the buffer, into the buffer.
+    fn reduce_with(&self, call: &Call, step: u32, buffer: &mut [u8]) -> Result<(), CommError> {
+        let others = (0..self.size()).filter(|rank| *rank != self.rank);
+        let parts = others.map(|from| {
             let part = self.receive(call, from, step)?;
             self.check_length(call, from, &part, buffer.len())?;
             Ok(part)
         });
-        parts.collect()
+        let parts: Vec<Payload> = parts.collect::<Result<_, CommError>>()?;
+        let parts: Vec<&[u8]> = parts.iter().map(|part| &**part).collect();
+        reduce(call.element, call.reduction, &parts, self.rank, buffer);
+        Ok(())
     }
 
-    /// Sends each rank its range of the buffer; returns what the ranks have sent, in their order.
+    /// Sends each other rank its range of `from`, and receives what they send into their ranges of `into`.
     fn exchange(
         &self,
         call: &Call,
-        buffer: &Payload,
-        ranges: &[Range<usize>],
-    ) -> Result<Vec<Payload>, CommError> {
-        for to in self.others() {
-            self.send(call, to, 0, buffer.slice(ranges[to].clone()))?;
+        from: &[u8],
+        send: &[Range<usize>],
+        into: &mut [u8],
+        receive: &[Range<usize>],
+    ) -> Result<(), CommError> {
+        for round in 0..segments(send).max(segments(receive)) + AHEAD {
+            for to in self.others() {
+                self.send_segment(call, to, round, &from[send[to].clone()])?;
+            }
+            if let Some(round) = round.checked_sub(AHEAD) {
+                for from in self.others() {
+                    let part = &mut into[receive[from].clone()];
+                    self.receive_segment(call, from, round, part)?;
+                }
+            }
         }
-        let reduces = matches!(call.kind, Kind::AllReduce | Kind::ReduceScatter);
-        let parts = (0..self.size()).map(|from| {
-            if from == self.rank {
-                return Ok(buffer.slice(ranges[from].clone()));
-            }
-            let part = self.receive(call, from, 0)?;
-            if reduces {
-                self.check_length(call, from, &part, ranges[self.rank].len())?;
-            }
-            Ok(part)
-        });
-        parts.collect()
+        Ok(())
     }
 
-    /// Passes the ranks' buffers around the ring until everybody has all of them.
-    fn ring_gather(
+    /// Sends this segment of the part, if it has so many.
+    fn send_segment(
         &self,
         call: &Call,
-        own: Vec<u8>,
-        ranges: &[Range<usize>],
-    ) -> Result<Vec<u8>, CommError> {
-        let size = self.size();
-        let mut all = vec![0; ranges.last().map_or(0, |range| range.end)];
-        all[ranges[self.rank].clone()].copy_from_slice(&own);
-        let (next, previous) = ((self.rank + 1) % size, (self.rank + size - 1) % size);
-        let mut passing: Payload = own.into();
-        for step in 1..size {
-            self.send(call, next, step as u32, passing)?;
-            let owner = (self.rank + size - step) % size;
-            passing = self.receive(call, previous, step as u32)?;
-            self.check_length(call, previous, &passing, ranges[owner].len())?;
-            all[ranges[owner].clone()].copy_from_slice(&passing);
+        to: usize,
+        round: usize,
+        part: &[u8],
+    ) -> Result<(), CommError> {
+        match segment(part.len(), round) {
+            Some(range) => self.send(call, to, round as u32, &part[range]),
+            None => Ok(()),
         }
-        Ok(all)
+    }
+
+    /// Receives this segment of the part, if it has so many.
+    fn receive_segment(
+        &self,
+        call: &Call,
+        from: usize,
+        round: usize,
+        part: &mut [u8],
+    ) -> Result<(), CommError> {
+        match segment(part.len(), round) {
+            Some(range) => self.receive_into(call, from, round as u32, &mut part[range]),
+            None => Ok(()),
+        }
+    }
+
+    fn receive_into(
+        &self,
+        call: &Call,
+        from: usize,
+        step: u32,
+        into: &mut [u8],
+    ) -> Result<(), CommError> {
+        let part = self.receive(call, from, step)?;
+        self.check_length(call, from, &part, into.len())?;
+        into.copy_from_slice(&part);
+        Ok(())
+    }
+
+    fn send_to_all(&self, call: &Call, step: u32, payload: &[u8]) -> Result<(), CommError> {
+        self.others().try_for_each(|to| self.send(call, to, step, payload))
     }
 
     fn others(&self) -> impl Iterator<Item = usize> {
@@ -277,19 +338,20 @@ impl Group {
         (1..self.size()).map(|i| (self.rank + i) % self.size())
     }
 
-    /// Ranges of whole elements, as even as can be.
-    fn even_ranges(&self, call: &Call, bytes: usize) -> Vec<Range<usize>> {
+    /// The ranks' pieces of a range: whole elements, as even as can be.
+    fn even_ranges(&self, call: &Call, range: Range<usize>) -> Vec<Range<usize>> {
         let size = call.element.size();
-        let lengths: Vec<usize> = (0..self.size())
-            .map(|r| crate::placement::shard_range(bytes / size, self.size(), r).len() * size)
-            .collect();
-        consecutive(&lengths)
+        let piece = |rank| {
+            let piece = shard_range(range.len() / size, self.size(), rank);
+            range.start + piece.start * size..range.start + piece.end * size
+        };
+        (0..self.size()).map(piece).collect()
     }
 
-    fn send(&self, call: &Call, to: usize, step: u32, payload: Payload) -> Result<(), CommError> {
-        let message = Message { call: *call, step, payload };
+    fn send(&self, call: &Call, to: usize, step: u32, payload: &[u8]) -> Result<(), CommError> {
         let world = self.members[to];
-        self.links.send(world, self.id, message).map_err(|why| self.lost(world, why, call))
+        let sent = self.links.send(world, self.id, call, step, payload);
+        sent.map_err(|why| self.lost(world, why, call))
     }
 
     fn receive(&self, call: &Call, from: usize, step: u32) -> Result<Payload, CommError> {
@@ -333,16 +395,4 @@ impl Group {
             call: Some(*call),
         })
     }
-}
-
-/// Ranges of these lengths, one after the other.
-fn consecutive(lengths: &[usize]) -> Vec<Range<usize>> {
-    let mut start = 0;
-    lengths
-        .iter()
-        .map(|length| {
-            start += length;
-            start - length..start
-        })
-        .collect()
 }

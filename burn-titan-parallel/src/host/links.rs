@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use super::call::Call;
 use super::error::{CommError, Peer};
-use super::mailbox::{Failure, Mailbox, Message};
+use super::mailbox::{Failure, Mailbox};
 
 /// The connections of one rank to all ranks of the world. Messages from one rank to another arrive
 /// whole and in order, in the receiver's [`Mailbox`].
@@ -20,11 +21,19 @@ pub trait Links: Send + Sync {
     /// What has arrived here.
     fn mailbox(&self) -> &Arc<Mailbox>;
 
-    /// Sends a message of `group` to a world rank. Returns once the message is on its way.
+    /// Sends the message `step` of a group's operation to a world rank. Returns once the payload has been
+    /// written or copied, whether the peer takes it or not.
     ///
     /// # Errors
     /// If the peer cannot be reached any more.
-    fn send(&self, to: usize, group: u64, message: Message) -> Result<(), Failure>;
+    fn send(
+        &self,
+        to: usize,
+        group: u64,
+        call: &Call,
+        step: u32,
+        payload: &[u8],
+    ) -> Result<(), Failure>;
 
     /// Who is really to blame, where `suspect` seems to be: a peer that waits for another one, or that
     /// has ended because of it, is not. May ask the other ranks, for a bounded time.

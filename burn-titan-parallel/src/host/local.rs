@@ -1,10 +1,12 @@
-//! Ranks as threads of one process: messages are passed without a copy.
+//! Ranks as threads of one process.
 
 use std::sync::Arc;
 
+use super::call::Call;
 use super::error::Peer;
 use super::links::Links;
 use super::mailbox::{Failure, Mailbox, Message};
+use super::payload::Payload;
 
 /// The links of one rank of a world of threads.
 #[derive(Debug, Clone)]
@@ -39,10 +41,19 @@ impl Links for LocalLinks {
         &self.mailboxes[self.rank]
     }
 
-    fn send(&self, to: usize, group: u64, message: Message) -> Result<(), Failure> {
+    fn send(
+        &self,
+        to: usize,
+        group: u64,
+        call: &Call,
+        step: u32,
+        payload: &[u8],
+    ) -> Result<(), Failure> {
         match self.mailboxes[to].closed() {
             Some(reason) => Err(Failure::Gone(reason)),
             None => {
+                let payload = Payload::new(payload.to_vec());
+                let message = Message { call: *call, step, payload };
                 self.mailboxes[to].put(self.rank, group, message);
                 Ok(())
             }

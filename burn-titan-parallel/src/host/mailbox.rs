@@ -1,7 +1,8 @@
 //! Messages that have arrived at a rank and were not taken yet.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -10,7 +11,7 @@ use super::call::Call;
 use super::payload::Payload;
 
 /// A message as it arrived.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Message {
     /// The operation it belongs to.
     pub call: Call,
@@ -53,11 +54,27 @@ pub struct Doing {
     pub waits_for: Option<usize>,
 }
 
+/// Where messages lie that nobody has brought to the mailbox.
+pub trait Source: fmt::Debug + Send + Sync {
+    /// Whether messages of this peer must be fetched.
+    fn covers(&self, from: usize) -> bool;
+
+    /// Puts what has arrived from a peer into the mailbox.
+    fn fetch(&self, from: usize, mailbox: &Mailbox);
+
+    /// Nobody will fetch: from now on, until something has come, the peer has it brought.
+    fn rest(&self, from: usize);
+}
+
+/// How long a thread looks for a message by itself before it sleeps: some times what it takes to be woken.
+const LOOK: Duration = Duration::from_micros(200);
+
 /// The queues of one rank: one a peer and group, in the order of arrival.
 #[derive(Debug, Default)]
 pub struct Mailbox {
     state: Mutex<State>,
     changed: Condvar,
+    source: OnceLock<Arc<dyn Source>>,
 }
 
 #[derive(Debug, Default)]
@@ -76,6 +93,12 @@ impl Mailbox {
         self.change(|state| state.queues.entry((from, group)).or_default().push_back(message));
     }
 
+    /// Sets where messages must be fetched; once.
+    pub fn fetch_from(&self, source: Arc<dyn Source>) {
+        // A second source would be a mistake of this crate, and the first one goes on to work.
+        let _ = self.source.set(source);
+    }
+
     /// Nothing more will come from `peer`. What has come can still be taken.
     pub fn fail(&self, peer: usize, failure: Failure) {
         self.change(|state| {
@@ -92,7 +115,7 @@ impl Mailbox {
 
     /// What this rank does, in each group that has ever waited.
     pub fn doing(&self) -> Vec<Doing> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.lock();
         state.doing.values().copied().collect()
     }
 
@@ -105,7 +128,7 @@ impl Mailbox {
 
     /// Why the mailbox was closed, if it was.
     pub fn closed(&self) -> Option<String> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).closed.clone()
+        self.lock().closed.clone()
     }
 
     /// The next message of world rank `from` in `group`, for `call`; waits for it until `deadline`.
@@ -119,22 +142,23 @@ impl Mailbox {
         call: &Call,
         deadline: Instant,
     ) -> Result<Message, NoMessage> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let source = self.source.get().filter(|source| source.covers(from));
+        let mut looks_until = source.map(|_| Instant::now() + LOOK);
         let mut waits = false;
         loop {
-            if let Some(reason) = &state.closed {
-                return Err(NoMessage::Closed(reason.clone()));
+            // A message that comes after this is not missed: it is looked for again, or brought.
+            if let Some(source) = source {
+                if looks_until.is_none() {
+                    source.rest(from);
+                }
+                source.fetch(from, self);
             }
-            if let Some((culprit, failure)) = &state.culprit {
-                return Err(NoMessage::Lost(*culprit, failure.clone()));
-            }
-            if let Some(message) =
-                state.queues.get_mut(&(from, group)).and_then(VecDeque::pop_front)
-            {
+            let mut state = self.lock();
+            if let Some(found) = state.find(from, group)? {
                 if waits {
                     state.doing.insert(group, Doing { group, call: *call, waits_for: None });
                 }
-                return Ok(message);
+                return Ok(found);
             }
             if !waits {
                 // Stays where the wait fails, so that what the rank waited for can still be seen.
@@ -144,17 +168,46 @@ impl Mailbox {
             if let Some(failure) = state.failed.get(&from) {
                 return Err(NoMessage::Lost(from, failure.clone()));
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let now = Instant::now();
+            if now >= deadline {
                 return Err(NoMessage::TimedOut);
             }
-            let waited = self.changed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            match looks_until {
+                Some(until) => {
+                    drop(state);
+                    if now >= until {
+                        looks_until = None;
+                    }
+                    // The peer may need this processor to send anything.
+                    std::thread::yield_now();
+                }
+                None => {
+                    let waited = self.changed.wait_timeout(state, deadline - now);
+                    drop(waited.unwrap_or_else(PoisonError::into_inner));
+                }
+            }
         }
     }
 
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn change(&self, f: impl FnOnce(&mut State)) {
-        f(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        f(&mut self.lock());
         self.changed.notify_all();
+    }
+}
+
+impl State {
+    /// The next message of a peer in a group, if it is there and may be taken.
+    fn find(&mut self, from: usize, group: u64) -> Result<Option<Message>, NoMessage> {
+        if let Some(reason) = &self.closed {
+            return Err(NoMessage::Closed(reason.clone()));
+        }
+        if let Some((culprit, failure)) = &self.culprit {
+            return Err(NoMessage::Lost(*culprit, failure.clone()));
+        }
+        Ok(self.queues.get_mut(&(from, group)).and_then(VecDeque::pop_front))
     }
 }

@@ -14,6 +14,7 @@ pub mod local;
 pub mod mailbox;
 pub mod payload;
 pub mod queue;
+mod segments;
 pub mod tcp;
 
 pub use call::{Call, Kind};

@@ -25,8 +25,9 @@ fn as_a_rank() {
 }
 
 /// Ends `victim` in the middle of a collective, and checks what the survivors say.
-fn lose(kind: &str, size: usize, victim: usize, signal: i32, delay: Duration) {
-    let mut world = World::start(&Options { kind, size, ..Options::default() });
+fn lose(options: &Options, victim: usize, signal: i32, delay: Duration) {
+    let Options { kind, size, .. } = *options;
+    let mut world = World::start(options);
     world.wait_until_running();
     std::thread::sleep(delay);
     world.signal(victim, signal);
@@ -40,31 +41,42 @@ fn lose(kind: &str, size: usize, victim: usize, signal: i32, delay: Duration) {
     }
 }
 
-fn lose_in_each(signal: i32, victim: impl Fn(usize) -> usize) {
+fn lose_in_each(sockets: bool, signal: i32, victim: impl Fn(usize) -> usize) {
     for (i, kind) in Kind::ALL.into_iter().enumerate() {
-        lose(kind.name(), 4, victim(i), signal, Duration::from_millis(100));
+        let options = Options { kind: kind.name(), size: 4, sockets, ..Options::default() };
+        lose(&options, victim(i), signal, Duration::from_millis(100));
     }
 }
 
 #[test]
 fn a_killed_rank_is_named() {
-    lose_in_each(libc::SIGKILL, |i| 1 + i % 3);
+    for sockets in [false, true] {
+        lose_in_each(sockets, libc::SIGKILL, |i| 1 + i % 3);
+    }
 }
 
 #[test]
 fn a_killed_rank_0_is_named() {
-    lose_in_each(libc::SIGKILL, |_| 0);
+    for sockets in [false, true] {
+        lose_in_each(sockets, libc::SIGKILL, |_| 0);
+    }
 }
 
 #[test]
 fn a_stopped_rank_is_named() {
-    lose_in_each(libc::SIGSTOP, |i| 1 + i % 3);
+    lose_in_each(false, libc::SIGSTOP, |i| 1 + i % 3);
+}
+
+#[test]
+fn a_stopped_rank_of_another_host_is_named() {
+    lose_in_each(true, libc::SIGSTOP, |i| 1 + i % 3);
 }
 
 #[test]
 fn a_stopped_rank_0_is_named() {
     for kind in [Kind::AllReduce, Kind::Broadcast] {
-        lose(kind.name(), 4, 0, libc::SIGSTOP, Duration::from_millis(100));
+        let options = Options { kind: kind.name(), size: 4, ..Options::default() };
+        lose(&options, 0, libc::SIGSTOP, Duration::from_millis(100));
     }
 }
 
@@ -113,7 +125,9 @@ fn an_orderly_end_is_no_failure() {
 
 /// Damages the connection of rank 1 to a higher rank, after some MiB, and returns what all say.
 fn damage(fault: Fault) -> Vec<String> {
-    let options = Options { kind: "all_reduce", size: 4, fault: Some(fault), ..Options::default() };
+    let fault = Some(fault);
+    let options =
+        Options { kind: "all_reduce", size: 4, fault, sockets: true, ..Options::default() };
     let mut world = World::start(&options);
     world.wait_for_fault();
     let ends = world.ends(rank::TIMEOUT + SPARE, &[]);
@@ -176,8 +190,9 @@ fn random_ranks_are_lost_at_random_moments() {
         // A stopped rank takes most of the time-out to be noticed.
         let signal = if below(10) == 0 { libc::SIGSTOP } else { libc::SIGKILL };
         let delay = Duration::from_micros(below(150_000));
-        println!("{i}: {kind} of {size} ranks, signal {signal} to {victim} after {delay:?}");
-        lose(kind, size, victim, signal, delay);
+        let options = Options { kind, size, sockets: below(2) == 0, ..Options::default() };
+        println!("{i}: {options:?}, signal {signal} to {victim} after {delay:?}");
+        lose(&options, victim, signal, delay);
     }
 }
 

@@ -23,6 +23,7 @@ pub const STORE: &str = "BURN_TITAN_TEST_STORE";
 pub const KIND: &str = "BURN_TITAN_TEST_KIND";
 pub const ROUNDS: &str = "BURN_TITAN_TEST_ROUNDS";
 pub const FAULT: &str = "BURN_TITAN_TEST_FAULT";
+pub const SOCKETS: &str = "BURN_TITAN_TEST_SOCKETS";
 
 /// What a rank says, at the start of a line.
 pub const SAYS_STORE: &str = "says store ";
@@ -107,6 +108,7 @@ fn join(rank: usize, size: usize) -> Result<TcpLinks, Box<dyn std::error::Error>
         token: Token::new("a token for tests")?,
         timeout: TIMEOUT,
         join_timeout: crate::world::START,
+        shared_memory: std::env::var_os(SOCKETS).is_none(),
         log: Arc::new(|note| println!("{note}")),
     };
     if rank == 0 {

@@ -23,6 +23,8 @@ pub struct Options<'a> {
     pub rounds: Option<usize>,
     /// The fault of a connection of rank 1.
     pub fault: Option<Fault>,
+    /// Everything goes over sockets, as between hosts.
+    pub sockets: bool,
 }
 
 /// How a rank has ended.
@@ -149,6 +151,9 @@ fn spawn(rank: usize, options: &Options, store: &str, lines: &Sender<(usize, Str
     }
     if let Some(fault) = options.fault {
         command.env(rank::FAULT, format!("{fault:?}"));
+    }
+    if options.sockets {
+        command.env(rank::SOCKETS, "1");
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     // SAFETY: `prctl` is async-signal-safe; a rank must not outlive a test that is killed.

@@ -20,7 +20,7 @@ use super::error::{JoinError, Refusal};
 const MAGIC: [u8; 16] = *b"burn-titan links";
 
 /// The version of everything that is sent over these connections.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// How long the other end may take to prove itself.
 pub const HANDSHAKE: Duration = Duration::from_secs(5);

@@ -11,10 +11,19 @@ use super::super::error::Peer;
 use super::auth::HANDSHAKE;
 use super::error::{JoinError, Refusal};
 use super::listener::Listener;
+use super::memory::{Lane, Memory};
 use super::protocol::{self, Control, Entry, describe};
 use super::{TcpConfig, rendezvous};
 
-type Linked = Result<(usize, TcpStream), JoinError>;
+/// A connection to a peer.
+pub struct Link {
+    /// The socket.
+    pub stream: TcpStream,
+    /// The lanes to the peer and from it, where both are on one host.
+    pub memory: Option<(Lane, Lane)>,
+}
+
+type Linked = Result<(usize, Link), JoinError>;
 
 /// The connections that a rank's listener and its own attempts make.
 pub struct Mesh {
@@ -54,24 +63,24 @@ impl Mesh {
         config: &TcpConfig,
         deadline: Instant,
         lost: impl Fn() -> bool,
-    ) -> Result<Vec<(usize, TcpStream)>, JoinError> {
+    ) -> Result<Vec<(usize, Link)>, JoinError> {
         for (to, entry) in table[..config.rank].iter().cloned().enumerate() {
             let (sender, config) = (self.sender.clone(), config.clone());
             tokio::spawn(async move {
                 let linked = link(to, &entry, &config, deadline).await;
-                drop(sender.send(linked.map(|stream| (to, stream))).await);
+                drop(sender.send(linked.map(|link| (to, link))).await);
             });
         }
-        let mut streams: Vec<Option<TcpStream>> = table.iter().map(|_| None).collect();
+        let mut links: Vec<Option<Link>> = table.iter().map(|_| None).collect();
         while let Some(rank) =
-            (0..table.len()).find(|rank| *rank != config.rank && streams[*rank].is_none())
+            (0..table.len()).find(|rank| *rank != config.rank && links[*rank].is_none())
         {
             let next = Instant::now() + Duration::from_millis(100);
             match timeout_at(next, self.linked.recv()).await {
                 // A second connection comes from a peer that has given up the first.
                 Ok(Some(linked)) => {
-                    let (from, stream) = linked?;
-                    streams[from] = Some(stream);
+                    let (from, link) = linked?;
+                    links[from] = Some(link);
                 }
                 Ok(None) | Err(_) if lost() || Instant::now() > deadline => {
                     let peer = Peer { rank, host: table[rank].host.clone() };
@@ -80,8 +89,8 @@ impl Mesh {
                 Ok(None) | Err(_) => {}
             }
         }
-        let streams = streams.into_iter().enumerate();
-        Ok(streams.filter_map(|(rank, stream)| Some((rank, stream?))).collect())
+        let links = links.into_iter().enumerate();
+        Ok(links.filter_map(|(rank, link)| Some((rank, link?))).collect())
     }
 }
 
@@ -97,7 +106,7 @@ async fn link(
     entry: &Entry,
     config: &TcpConfig,
     deadline: Instant,
-) -> Result<TcpStream, JoinError> {
+) -> Result<Link, JoinError> {
     let failed = |cause: String| JoinError::NoPeer {
         peer: Peer { rank: to, host: entry.host.clone() },
         address: entry.address,
@@ -106,12 +115,20 @@ async fn link(
     loop {
         let connected = rendezvous::connect(&entry.address.to_string(), config, deadline).await;
         let mut stream = connected.map_err(|stranger| failed(stranger.to_string()))?;
+        // The file is closed once the peer has answered; it needs no more than the memory.
+        let made = if config.shared_memory { Memory::make().ok() } else { None };
+        let offer = made.as_ref().map(|(_, offer, _)| offer.clone());
         let talk = async {
-            protocol::write(&mut stream, &Control::Link { from: config.rank, to }).await?;
+            let link = Control::Link { from: config.rank, to, memory: offer };
+            protocol::write(&mut stream, &link).await?;
             protocol::read(&mut stream).await
         };
         match timeout_at(deadline, timeout(HANDSHAKE, talk)).await {
-            Ok(Ok(Ok(Control::Linked))) => return Ok(stream),
+            Ok(Ok(Ok(Control::Linked { memory }))) => {
+                let memory = made.filter(|_| memory);
+                let memory = memory.map(|(memory, ..)| (memory.lane(true), memory.lane(false)));
+                return Ok(Link { stream, memory });
+            }
             Ok(Ok(Ok(Control::Refused(reason)))) => return Err(failed(reason.to_string())),
             Ok(Ok(Ok(other))) => return Err(failed(format!("it says {other:?}"))),
             Ok(Ok(Err(error))) if Instant::now() >= deadline => {
@@ -125,14 +142,19 @@ async fn link(
 }
 
 /// Hears who has connected.
-async fn accept(mut stream: TcpStream, config: &TcpConfig) -> std::io::Result<(usize, TcpStream)> {
+async fn accept(mut stream: TcpStream, config: &TcpConfig) -> std::io::Result<(usize, Link)> {
     let said = protocol::read(&mut stream).await?;
     match said {
-        Control::Link { from, to }
+        Control::Link { from, to, memory }
             if to == config.rank && from > config.rank && from < config.world_size =>
         {
-            protocol::write(&mut stream, &Control::Linked).await?;
-            Ok((from, stream))
+            let offer = memory.filter(|_| config.shared_memory);
+            // What cannot be opened is on another host, or kept apart from this process.
+            let memory = offer.and_then(|offer| Memory::open(&offer).ok());
+            let linked = Control::Linked { memory: memory.is_some() };
+            protocol::write(&mut stream, &linked).await?;
+            let memory = memory.map(|memory| (memory.lane(false), memory.lane(true)));
+            Ok((from, Link { stream, memory }))
         }
         other => {
             let reason = Refusal::Unexpected(format!("{other:?} to rank {}", config.rank));

@@ -2,14 +2,16 @@
 //!
 //! Rank 0 listens where it is told to ([`Listener`]); the others connect to it, prove that they know
 //! the run's [`Token`], register, and get the table of all (`rendezvous`). Then every two ranks
-//! connect (`mesh`), and messages of buffers go directly between them (`stream`). The connection
+//! connect (`mesh`), and messages of buffers go directly between them (`stream`), on one host through shared memory (`lane`, `memory`). The connection
 //! to rank 0 stays: over it go signs of life, and the news of who has failed (`control`, `hub`).
 
 mod auth;
 mod control;
 mod error;
 mod hub;
+mod lane;
 mod listener;
+mod memory;
 mod mesh;
 mod protocol;
 mod rendezvous;
@@ -21,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedReadHalf;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -29,11 +32,14 @@ pub use auth::{Token, VERSION};
 pub use error::{JoinError, Refusal};
 pub use listener::Listener;
 
+use super::call::Call;
 use super::error::{CommError, Peer};
 use super::links::Links;
 use super::mailbox::{Failure, Mailbox, Message};
+use super::payload::Payload;
 use control::{Line, Shared, ToHub};
-use mesh::Mesh;
+use lane::{Inlet, Inlets, Outlet};
+use mesh::{Link, Mesh};
 use protocol::Entry;
 use stream::Sender;
 
@@ -56,6 +62,8 @@ pub struct TcpConfig {
     pub timeout: Duration,
     /// How long the ranks wait for each other at the start.
     pub join_timeout: Duration,
+    /// Whether buffers go through shared memory to ranks on the same host; sockets carry them otherwise.
+    pub shared_memory: bool,
     /// Where notes about refused strangers and ranks go.
     pub log: Log,
 }
@@ -151,10 +159,10 @@ impl TcpLinks {
         // From here on, a failure tells the others when the links are dropped.
         let mut links = Self { shared: shared.clone(), senders, runtime: None };
         let lost = || shared.is_over();
-        let streams = runtime.block_on(mesh.connect(&table, config, deadline, lost));
+        let peers = runtime.block_on(mesh.connect(&table, config, deadline, lost));
         let guard = runtime.enter();
-        let streams = match streams {
-            Ok(streams) => streams,
+        let peers = match peers {
+            Ok(peers) => peers,
             Err(error) => {
                 shared.give_up(&error.to_string());
                 drop(guard);
@@ -162,11 +170,15 @@ impl TcpLinks {
                 return Err(shared.failed().map_or(error, JoinError::Lost));
             }
         };
-        for (rank, stream) in streams {
+        let mut inlets: Vec<_> = table.iter().map(|_| None).collect();
+        for (rank, Link { stream, memory }) in peers {
             let (reading, writing) = stream.into_split();
-            links.senders[rank] = Some(Sender::new(writing));
-            tokio::spawn(receive(rank, reading, shared.clone()));
+            let (to, from) = memory.unzip();
+            links.senders[rank] = Some(Sender::new(writing, to.map(Outlet::new)));
+            let inlet = inlets[rank].insert(Arc::new(Inlet::new(rank, from))).clone();
+            tokio::spawn(receive(rank, reading, inlet, shared.clone()));
         }
+        shared.mailbox().fetch_from(Arc::new(Inlets(inlets)));
         drop(guard);
         links.runtime = Some(runtime);
         // The others may be slower by some time, for they began later.
@@ -193,11 +205,19 @@ impl Links for TcpLinks {
         self.shared.mailbox()
     }
 
-    fn send(&self, to: usize, group: u64, message: Message) -> Result<(), Failure> {
+    fn send(
+        &self,
+        to: usize,
+        group: u64,
+        call: &Call,
+        step: u32,
+        payload: &[u8],
+    ) -> Result<(), Failure> {
         match &self.senders[to] {
-            Some(sender) => sender.send(group, message),
+            Some(sender) => sender.send(group, call, step, payload),
             None => {
-                self.mailbox().put(to, group, message);
+                let payload = Payload::new(payload.to_vec());
+                self.mailbox().put(to, group, Message { call: *call, step, payload });
                 Ok(())
             }
         }
@@ -257,8 +277,8 @@ fn watch(table: &[Entry], ends: Ends, config: &TcpConfig) -> Arc<Shared> {
 }
 
 /// Receives from a peer until its connection ends.
-async fn receive(peer: usize, stream: tokio::net::tcp::OwnedReadHalf, shared: Arc<Shared>) {
-    let failure = stream::receive(stream, peer, shared.mailbox()).await;
+async fn receive(peer: usize, stream: OwnedReadHalf, inlet: Arc<Inlet>, shared: Arc<Shared>) {
+    let failure = stream::receive(stream, &inlet, shared.mailbox()).await;
     shared.suspect(peer, failure.clone());
     shared.mailbox().fail(peer, failure);
 }

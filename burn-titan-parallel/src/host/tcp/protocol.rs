@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::super::mailbox::Failure;
 use super::error::Refusal;
+use super::memory::Offer;
 
 const MAGIC: [u8; 4] = *b"BTC1";
 
@@ -60,9 +61,14 @@ pub enum Control {
         from: usize,
         /// To whom.
         to: usize,
+        /// Memory for the messages, where both may be on one host.
+        memory: Option<Offer>,
     },
     /// The connection is accepted.
-    Linked,
+    Linked {
+        /// Whether the memory is, too.
+        memory: bool,
+    },
     /// To rank 0: connected with all.
     Ready,
     /// From rank 0: all are.

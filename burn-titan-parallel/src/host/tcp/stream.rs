@@ -1,8 +1,9 @@
 //! Messages of buffers over one connection to a peer.
 //!
 //! A message is written from where it lies, header and payload in one system call. The sender writes
-//! itself as long as the system takes bytes, and leaves the rest to a task: `send` never waits for the
-//! peer, so two ranks that send each other more than the system buffers do not wait for each other.
+//! itself as long as the system takes bytes, and leaves a copy of the rest to a task: `send` never waits
+//! for the peer, so two ranks that send each other more than the system buffers do not wait for each other.
+//! Between processes of one host, messages go through memory where they can ([`super::lane`]).
 //! Buffer sizes are left to the system: it tunes them up to several MiB, while sizes that are set by
 //! hand stay below `net.core.rmem_max`, which is often 208 KiB.
 
@@ -14,9 +15,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
 
+use super::super::call::{Call, Kind};
+use super::super::element::{Element, Reduction};
 use super::super::frame::{HEADER, Header};
-use super::super::mailbox::{Failure, Mailbox, Message};
-use super::super::payload::Payload;
+use super::super::mailbox::{Failure, Mailbox};
+use super::lane::{Inlet, Outlet};
 use super::protocol::{damaged, failure};
 
 /// Bytes that are read before their checksum is taken, while they are still in the cache.
@@ -24,9 +27,17 @@ const CHUNK: usize = 256 << 10;
 
 /// The sending half of a connection.
 pub struct Sender {
+    /// Held while a message gets its number and its place.
+    way: Mutex<Way>,
     stream: OwnedWriteHalf,
     outbox: Mutex<Outbox>,
     filled: Notify,
+}
+
+struct Way {
+    /// Messages sent ever.
+    sent: u64,
+    outlet: Option<Outlet>,
 }
 
 #[derive(Default)]
@@ -37,49 +48,74 @@ struct Outbox {
     broken: Option<Failure>,
 }
 
-struct Outgoing {
-    header: [u8; HEADER],
-    payload: Payload,
-    /// Bytes of both that are sent.
-    sent: usize,
-}
+/// What is left of a message.
+struct Outgoing(Vec<u8>);
 
 impl Sender {
-    /// The sender over this half; its task runs as long as the runtime.
-    pub fn new(stream: OwnedWriteHalf) -> Arc<Self> {
-        let sender = Arc::new(Self { stream, outbox: Mutex::default(), filled: Notify::new() });
+    /// The sender over this half, and through memory where there is some; its task runs as long as the runtime.
+    pub fn new(stream: OwnedWriteHalf, outlet: Option<Outlet>) -> Arc<Self> {
+        let way = Mutex::new(Way { sent: 0, outlet });
+        let sender = Self { way, stream, outbox: Mutex::default(), filled: Notify::new() };
+        let sender = Arc::new(sender);
         tokio::spawn(sender.clone().drain());
         sender
+    }
+
+    /// Whether messages go through memory.
+    #[cfg(test)]
+    pub fn shares_memory(&self) -> bool {
+        self.way.lock().unwrap_or_else(PoisonError::into_inner).outlet.is_some()
     }
 
     /// Sends a message, after those that were sent before. Does not wait for the peer.
     ///
     /// # Errors
     /// If the connection has broken before.
-    pub fn send(&self, group: u64, message: Message) -> std::result::Result<(), Failure> {
-        let Message { call, step, payload } = message;
-        let (length, checksum) = (payload.len() as u64, crc32c::crc32c(&payload));
-        let header = Header { group, call, step, length, checksum }.encode();
-        let mut outgoing = Outgoing { header, payload, sent: 0 };
-
-        let mut outbox = self.outbox();
-        if let Some(failure) = &outbox.broken {
+    pub fn send(
+        &self,
+        group: u64,
+        call: &Call,
+        step: u32,
+        payload: &[u8],
+    ) -> std::result::Result<(), Failure> {
+        let mut way = self.way.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(failure) = &self.outbox().broken {
             return Err(failure.clone());
         }
+        way.sent += 1;
+        let (number, length) = (way.sent, payload.len() as u64);
+        let header = Header { group, call: *call, step, length, number, checksum: 0 };
+        if let Some(outlet) = &mut way.outlet
+            && outlet.send(&header, payload)
+        {
+            if outlet.must_ring() {
+                self.post(&bell(), &[]);
+            }
+        } else {
+            self.post(&Header { checksum: crc32c::crc32c(payload), ..header }, payload);
+        }
+        Ok(())
+    }
+
+    /// Writes a message to the socket, after those that are left.
+    fn post(&self, header: &Header, payload: &[u8]) {
+        let header = header.encode();
+        let mut outbox = self.outbox();
         if outbox.busy || !outbox.queue.is_empty() {
-            outbox.queue.push_back(outgoing);
+            outbox.queue.push_back(Outgoing::rest(&header, payload, 0));
             drop(outbox);
             self.filled.notify_one();
-            return Ok(());
+            return;
         }
         outbox.busy = true;
         drop(outbox);
-        let written = outgoing.write(&self.stream);
+        let mut sent = 0;
+        let written = write(&self.stream, &header, payload, &mut sent);
         let mut outbox = self.outbox();
         outbox.busy = false;
         match written {
             Ok(true) => {}
-            Ok(false) => outbox.queue.push_front(outgoing),
+            Ok(false) => outbox.queue.push_front(Outgoing::rest(&header, payload, sent)),
             Err(error) => outbox.broken = Some(failure(&error)),
         }
         let more = !outbox.queue.is_empty();
@@ -87,18 +123,18 @@ impl Sender {
         if more {
             self.filled.notify_one();
         }
-        Ok(())
     }
 
     /// Writes what senders have left.
     async fn drain(self: Arc<Self>) {
         loop {
-            let Some(mut outgoing) = self.next() else {
+            let Some(outgoing) = self.next() else {
                 self.filled.notified().await;
                 continue;
             };
+            let mut sent = 0;
             let written = loop {
-                match outgoing.write(&self.stream) {
+                match write(&self.stream, &outgoing.0, &[], &mut sent) {
                     Ok(true) => break Ok(()),
                     Ok(false) => {}
                     Err(error) => break Err(error),
@@ -134,37 +170,63 @@ impl Sender {
 }
 
 impl Outgoing {
-    /// Writes as much as the system takes; whether that was all.
-    fn write(&mut self, stream: &OwnedWriteHalf) -> Result<bool> {
-        let total = HEADER + self.payload.len();
-        while self.sent < total {
-            let (head, body) = (self.sent.min(HEADER), self.sent.saturating_sub(HEADER));
-            let parts = [IoSlice::new(&self.header[head..]), IoSlice::new(&self.payload[body..])];
-            match stream.try_write_vectored(&parts) {
-                Ok(0) => return Err(ErrorKind::BrokenPipe.into()),
-                Ok(written) => self.sent += written,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(true)
+    /// What is left once so many bytes are sent.
+    fn rest(header: &[u8], payload: &[u8], sent: usize) -> Self {
+        let (head, body) = (sent.min(HEADER), sent.saturating_sub(HEADER));
+        Self([&header[head..], &payload[body..]].concat())
     }
 }
 
-/// Puts everything that `peer` sends into the mailbox, until the connection ends: why it did.
-pub async fn receive(stream: OwnedReadHalf, peer: usize, mailbox: &Mailbox) -> Failure {
+/// Writes as much as the system takes, after what was `sent` before; whether that was all.
+fn write(stream: &OwnedWriteHalf, first: &[u8], then: &[u8], sent: &mut usize) -> Result<bool> {
+    while *sent < first.len() + then.len() {
+        let (head, body) = ((*sent).min(first.len()), sent.saturating_sub(first.len()));
+        let parts = [IoSlice::new(&first[head..]), IoSlice::new(&then[body..])];
+        match stream.try_write_vectored(&parts) {
+            Ok(0) => return Err(ErrorKind::BrokenPipe.into()),
+            Ok(written) => *sent += written,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
+}
+
+/// Says that there is something in the memory.
+fn bell() -> Header {
+    let call = Call {
+        kind: Kind::Barrier,
+        element: Element::U8,
+        reduction: Reduction::Sum,
+        root: 0,
+        count: 0,
+        shape: 0,
+        sequence: 0,
+    };
+    Header { group: 0, call, step: 0, length: 0, number: 0, checksum: 0 }
+}
+
+/// Puts everything that a peer sends into the mailbox, until the connection ends: why it did.
+pub async fn receive(stream: OwnedReadHalf, inlet: &Inlet, mailbox: &Mailbox) -> Failure {
     let mut stream = BufReader::with_capacity(64 << 10, stream);
     loop {
         match read(&mut stream).await {
-            Ok((group, message)) => mailbox.put(peer, group, message),
-            Err(error) => return failure(&error),
+            Ok((header, payload)) => {
+                if let Err(failure) = inlet.bring(&header, payload, mailbox) {
+                    return failure;
+                }
+            }
+            Err(error) => {
+                // What was sent before can still be taken.
+                return inlet.fetch(mailbox).err().unwrap_or_else(|| failure(&error));
+            }
         }
     }
 }
 
 /// Reads one message.
-async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<(u64, Message)> {
+async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<(Header, Vec<u8>)> {
     let mut bytes = [0; HEADER];
     stream.read_exact(&mut bytes).await?;
     let header = Header::decode(&bytes).map_err(damaged)?;
@@ -187,6 +249,5 @@ async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<(u64, Message)> {
     if checksum != header.checksum {
         return Err(damaged(format!("the payload of {} does not match its checksum", header.call)));
     }
-    let message = Message { call: header.call, step: header.step, payload: payload.into() };
-    Ok((header.group, message))
+    Ok((header, payload))
 }

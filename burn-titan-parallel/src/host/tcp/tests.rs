@@ -27,6 +27,7 @@ fn config(rank: usize, world_size: usize) -> (TcpConfig, Notes) {
         token: Token::new("the token").unwrap(),
         timeout: Duration::from_secs(20),
         join_timeout: Duration::from_secs(20),
+        shared_memory: true,
         log: Arc::new(move |note| log.lock().unwrap().push(note.to_string())),
     };
     (config, notes)
@@ -59,6 +60,13 @@ fn world(size: usize) -> Vec<Arc<dyn Links>> {
     links(size).into_iter().map(|links| Arc::new(links) as Arc<dyn Links>).collect()
 }
 
+/// The same, as if every rank were on a host of its own.
+fn hosts(size: usize) -> Vec<Arc<dyn Links>> {
+    let apart = |rank| TcpConfig { shared_memory: false, ..config(rank, size).0 };
+    let joined = attempts((0..size).map(apart).collect()).into_iter();
+    joined.map(|links| Arc::new(links.unwrap()) as Arc<dyn Links>).collect()
+}
+
 fn start(links: TcpLinks, timeout: Duration) -> (Arc<dyn Links>, Queue) {
     let links: Arc<dyn Links> = Arc::new(links);
     (links.clone(), queue(links, timeout))
@@ -67,11 +75,13 @@ fn start(links: TcpLinks, timeout: Duration) -> (Arc<dyn Links>, Queue) {
 #[test]
 fn reductions_equal_the_sum_in_rank_order() {
     tests::check_reductions(world);
+    tests::check_reductions(hosts);
 }
 
 #[test]
 fn what_is_gathered_sent_and_broadcast_arrives() {
     tests::check_exchanges(world);
+    tests::check_exchanges(hosts);
 }
 
 #[test]
@@ -82,20 +92,47 @@ fn ranks_that_disagree_are_told_so() {
 #[test]
 fn many_operations_are_in_flight() {
     tests::check_many_in_flight(world);
+    tests::check_many_in_flight(hosts);
 }
 
 #[test]
 fn large_buffers_in_both_directions_at_once_do_not_block() {
     // More than the system buffers, so a sender that waited for its peer would never come to read.
-    tests::on_ranks(world(2), |queue| {
-        let count = 24 << 20;
-        let input = data(queue.rank(), 1 << 10, Element::U8).repeat(count >> 10);
-        let pending: Vec<_> =
-            (0..2).map(|_| queue.all_reduce(input.clone(), Element::U8, Reduction::Max)).collect();
-        for pending in pending {
-            assert_eq!(pending.wait().unwrap().len(), count);
-        }
-    });
+    for make in [world, hosts] {
+        tests::on_ranks(make(2), |queue| {
+            let count = 24 << 20;
+            let input = data(queue.rank(), 1 << 10, Element::U8).repeat(count >> 10);
+            let peer = 1 - queue.rank();
+            let sent = queue.send(input.clone(), Element::U8, peer);
+            let reduced = queue.all_reduce(input, Element::U8, Reduction::Max);
+            sent.wait().unwrap();
+            assert_eq!(reduced.wait().unwrap().len(), count);
+            // All of it was sent before anybody looked for it, and most of it not through memory.
+            let received = queue.receive(count, Element::U8, peer).wait().unwrap();
+            assert!(received == data(peer, 1 << 10, Element::U8).repeat(count >> 10));
+        });
+    }
+}
+
+#[test]
+fn ranks_of_one_host_share_memory_if_they_may() {
+    let shares = |links: &[TcpLinks]| {
+        let ways = links.iter().flat_map(|links| links.senders.iter().flatten());
+        ways.map(|sender| sender.shares_memory()).collect::<Vec<_>>()
+    };
+    let of = |may: [bool; 2]| {
+        let configs =
+            [0, 1].map(|rank| TcpConfig { shared_memory: may[rank], ..config(rank, 2).0 });
+        let links: Vec<_> = attempts(configs.into()).into_iter().map(Result::unwrap).collect();
+        let shares = shares(&links);
+        let closing = links.into_iter().map(|links| std::thread::spawn(move || links.close()));
+        let closing: Vec<_> = closing.collect();
+        closing.into_iter().for_each(|closed| closed.join().unwrap().unwrap());
+        shares
+    };
+    assert_eq!(of([true, true]), [cfg!(target_os = "linux"); 2]);
+    assert_eq!(of([true, false]), [false; 2]);
+    assert_eq!(of([false, true]), [false; 2]);
 }
 
 #[test]
