@@ -65,6 +65,7 @@ fn join(launch: &Launch) -> Result<TcpLinks, TrainError> {
         token: Token::new(secret)?,
         timeout: TIMEOUT,
         join_timeout: TIMEOUT,
+        shared_memory: true,
         log: Arc::new(|note| eprintln!("{note}")),
     };
     let loopback = |port| Listener::bind(([127, 0, 0, 1], port).into());
