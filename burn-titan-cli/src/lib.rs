@@ -11,7 +11,7 @@
 //! ```
 //!
 //! One module a command. Exit codes: 0 done; 1 the run failed; 2 the command line, the config, the data,
-//! a checkpoint or the device is wrong.
+//! a checkpoint or the device is wrong; 138 another rank is lost or late.
 
 mod allocator;
 mod arguments;

@@ -4,7 +4,7 @@
 //! One file a subject. The ceilings are measured in the same process: arithmetic by the best square matrix
 //! product, memory by adding one large array to another. "% of ceiling" is the least time that the work
 //! can take at these rates, over the median of the times measured; arrays that fit into a cache can be over
-//! 100%.
+//! 100%. `collective` has no ceiling: its peers are other communicators.
 
 mod arguments;
 mod attention;

@@ -94,6 +94,9 @@ impl Queue {
     }
 
     /// [`Group::all_gather`], with lengths in elements.
+    ///
+    /// # Panics
+    /// If the buffer has not this rank's length: here, and not on the progress thread, where nobody would see it.
     pub fn all_gather(
         &self,
         buffer: Vec<u8>,
@@ -101,11 +104,15 @@ impl Queue {
         element: Element,
     ) -> Pending<Vec<u8>> {
         let lengths = in_bytes(lengths, element);
+        assert_eq!(buffer.len(), lengths[self.rank], "the bytes of this rank's shard");
         let call = with_lengths(Kind::AllGather, element, &lengths);
         self.start(call, move |group, call| group.all_gather(call, buffer, &lengths))
     }
 
     /// [`Group::reduce_scatter`], with lengths in elements.
+    ///
+    /// # Panics
+    /// If the buffer is not as long as all lengths together.
     pub fn reduce_scatter(
         &self,
         buffer: Vec<u8>,
@@ -114,11 +121,15 @@ impl Queue {
         reduction: Reduction,
     ) -> Pending<Vec<u8>> {
         let lengths = in_bytes(lengths, element);
+        assert_eq!(buffer.len(), lengths.iter().sum::<usize>(), "the bytes of all ranges");
         let call = Call { reduction, ..with_lengths(Kind::ReduceScatter, element, &lengths) };
         self.start(call, move |group, call| group.reduce_scatter(call, buffer, &lengths))
     }
 
     /// [`Group::all_to_all`], with lengths in elements.
+    ///
+    /// # Panics
+    /// If the buffer is not as long as all lengths to send together.
     pub fn all_to_all(
         &self,
         buffer: Vec<u8>,
@@ -127,6 +138,7 @@ impl Queue {
         element: Element,
     ) -> Pending<Vec<u8>> {
         let (send, receive) = (in_bytes(send, element), in_bytes(receive, element));
+        assert_eq!(buffer.len(), send.iter().sum::<usize>(), "the bytes of all ranges");
         // What one rank sends is not what another sends: no count to agree on.
         let call = plain(Kind::AllToAll, element, 0);
         self.start(call, move |group, call| group.all_to_all(call, buffer, &send, &receive))
