@@ -4,9 +4,9 @@
 //! This crate knows tensors, not models. A training step is a [`Program`]: a list of actions made
 //! before the step runs. Parallelism, accumulation and activation checkpointing are ways to write the
 //! list ([`step`]); [`check`] proves a list before it runs; the executor of `burn-titan-core` runs it.
-//! Steps have one rank so far; the mesh and the placements are those that more ranks will use. How ranks
-//! find and reach each other is here: [`launch`] says which rank a process is, and starts local ones;
-//! [`host`] carries buffers of host memory between threads and processes; [`communicator`] carries tensors.
+//! How ranks find and reach each other is here too: [`launch`] says which rank a process is, and starts local
+//! ones; [`host`] carries buffers of host memory between threads and processes; [`communicator`] carries
+//! tensors; a [`World`] is all ranks of a run.
 
 pub mod check;
 pub mod communicator;
@@ -16,6 +16,7 @@ pub mod mesh;
 pub mod placement;
 pub mod program;
 pub mod step;
+pub mod world;
 
 pub use communicator::{
     Buffer, CommError, Communicator, HostCommunicator, OneRank, Reduction, Work,
@@ -23,3 +24,4 @@ pub use communicator::{
 pub use mesh::{Axis, Degrees, Mesh, MeshError};
 pub use placement::Placement;
 pub use program::{Action, Keep, Program};
+pub use world::World;

@@ -1,0 +1,133 @@
+//! All ranks of a run, and the groups among them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use crate::communicator::{Communicator, HostCommunicator, OneRank};
+use crate::host::{CommError, Group, Links, LocalLinks, Queue};
+
+/// One rank of a world: who it is, and how it reaches the others.
+#[derive(Clone)]
+pub struct World {
+    /// How this rank reaches the others; `None` where there are none.
+    links: Option<Arc<dyn Links>>,
+    /// How long an operation waits for a peer.
+    timeout: Duration,
+}
+
+impl World {
+    /// A world of one rank.
+    pub fn alone() -> Self {
+        Self { links: None, timeout: Duration::MAX }
+    }
+
+    /// The ranks of a world of `size` threads of this process.
+    pub fn local(size: usize, timeout: Duration) -> Vec<Self> {
+        LocalLinks::world(size)
+            .into_iter()
+            .map(|links| Self::over(Arc::new(links), timeout))
+            .collect()
+    }
+
+    /// A rank that reaches the others over `links`.
+    pub fn over(links: Arc<dyn Links>, timeout: Duration) -> Self {
+        Self { links: Some(links), timeout }
+    }
+
+    /// This rank.
+    pub fn rank(&self) -> usize {
+        self.links.as_ref().map_or(0, |links| links.rank())
+    }
+
+    /// Ranks in the world.
+    pub fn size(&self) -> usize {
+        self.links.as_ref().map_or(1, |links| links.world_size())
+    }
+
+    /// A communicator among `members` (ranks of the world, in order, this one included). Each of them asks
+    /// for it with the same `purpose`; groups of another purpose, or of other members, do not disturb it.
+    ///
+    /// # Errors
+    /// If the system has no thread left for it.
+    pub fn communicator(
+        &self,
+        purpose: &str,
+        members: &[usize],
+    ) -> Result<Box<dyn Communicator>, CommError> {
+        let Some(links) = self.links.as_ref().filter(|_| members.len() > 1) else {
+            return Ok(Box::new(OneRank));
+        };
+        let id = group_id(purpose, members);
+        let group = Group::new(links.clone(), members.to_vec(), id, self.timeout);
+        let queue = Queue::new(group)
+            .map_err(|error| CommError::Closed(format!("no thread for a group: {error}")))?;
+        Ok(Box::new(HostCommunicator::new(queue)))
+    }
+
+    /// Tells the other ranks that this one gives up, and why.
+    pub fn abort(&self, reason: &str) {
+        if let Some(links) = &self.links {
+            links.abort(reason);
+        }
+    }
+
+    /// Ends the exchange in good order, once every rank has called it.
+    ///
+    /// # Errors
+    /// If a rank is lost, or does not call it in time.
+    pub fn close(&self) -> Result<(), CommError> {
+        self.links.as_ref().map_or(Ok(()), |links| links.close())
+    }
+}
+
+/// The same number on all members, and another one for other members or another purpose.
+fn group_id(purpose: &str, members: &[usize]) -> u64 {
+    let mut hash = Sha256::new_with_prefix(purpose);
+    for member in members {
+        hash.update((*member as u64).to_le_bytes());
+    }
+    let digest = hash.finalize();
+    u64::from_le_bytes(std::array::from_fn(|i| digest[i])) >> 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::{Device, Tensor};
+
+    #[test]
+    fn groups_of_other_purposes_do_not_disturb_each_other() {
+        let worlds = World::local(3, Duration::from_secs(60));
+        let sums = std::thread::scope(|scope| {
+            let rank = |world: World| {
+                scope.spawn(move || {
+                    let all = world.communicator("all", &[0, 1, 2]).unwrap();
+                    let again = world.communicator("again", &[0, 1, 2]).unwrap();
+                    let x = Tensor::<1>::full([2], world.rank() as f64 + 1.0, &Device::flex());
+                    // Begun in another order on each rank.
+                    let [a, b] = if world.rank() == 1 {
+                        let b = again.all_reduce_sum(x.clone() * 10.0);
+                        [all.all_reduce_sum(x), b]
+                    } else {
+                        [all.all_reduce_sum(x.clone()), again.all_reduce_sum(x * 10.0)]
+                    };
+                    [a, b]
+                        .map(|work| work.wait().unwrap().into_data().try_into_vec::<f32>().unwrap())
+                })
+            };
+            let ranks: Vec<_> = worlds.into_iter().map(rank).collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect::<Vec<_>>()
+        });
+        assert!(sums.iter().all(|rank| *rank == [vec![6.0; 2], vec![60.0; 2]]), "{sums:?}");
+    }
+
+    #[test]
+    fn a_world_of_one_exchanges_nothing() {
+        let world = World::alone();
+        assert_eq!((world.rank(), world.size()), (0, 1));
+        assert_eq!(world.communicator("all", &[0]).unwrap().size(), 1);
+        world.close().unwrap();
+    }
+}
