@@ -4,13 +4,14 @@ use std::io::IsTerminal;
 
 use burn_titan_core::model::Registry;
 use burn_titan_core::trainer::{self, Prepared, TrainError, prepare};
+use burn_titan_parallel::World;
 
 use crate::arguments::ConfigArguments;
 use crate::output;
 
 pub fn train(registry: &Registry, arguments: &ConfigArguments) -> Result<(), TrainError> {
     let prepared = prepare(&arguments.config, &arguments.overrides, registry)?;
-    let summary = trainer::train(prepared, registry)?;
+    let summary = trainer::train(prepared, registry, World::alone())?;
     if summary.loss.is_none() {
         return output::line(&format!(
             "the run is complete: {steps} of {steps} steps were done before; raise training.steps to \

@@ -25,13 +25,32 @@ enum Kept {
     Done,
 }
 
-#[derive(Default)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Parameters {
+    Sharded,
+    Gathering,
+    Full,
+}
+
+/// Where the sum of a unit's gradients is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sum {
+    /// None is under way.
+    None,
+    OverShards,
+    OverCopies,
+}
+
 struct State {
-    /// Whether each unit's full parameters are there.
-    unsharded: Vec<bool>,
+    /// Where each unit's full parameters are.
+    parameters: Vec<Parameters>,
     /// What each unit keeps of each micro-batch.
     kept: HashMap<(usize, usize), Kept>,
-    /// How often each unit's gradients were reduced.
+    /// Micro-batches whose gradients each unit holds in full.
+    unreduced: Vec<usize>,
+    /// The sum of each unit's gradients that is under way, and of how many micro-batches.
+    sums: Vec<(Sum, usize)>,
+    /// Micro-batches whose gradients are in each unit's shard.
     reduced: Vec<usize>,
     /// Whether any backward ran, so that an update must follow.
     trains: bool,
@@ -45,10 +64,16 @@ struct State {
 /// # Errors
 /// Names the first action that breaks a rule, or what is missing at the end.
 pub fn check(program: &Program) -> Result<(), ProgramError> {
+    let units = program.units;
     let mut state = State {
-        unsharded: vec![false; program.units],
-        reduced: vec![0; program.units],
-        ..State::default()
+        parameters: vec![Parameters::Sharded; units],
+        kept: HashMap::new(),
+        unreduced: vec![0; units],
+        sums: vec![(Sum::None, 0); units],
+        reduced: vec![0; units],
+        trains: false,
+        clipped: false,
+        stepped: false,
     };
     for (index, action) in program.actions.iter().enumerate() {
         state.apply(program, action).map_err(|reason| ProgramError {
@@ -66,13 +91,7 @@ pub fn check(program: &Program) -> Result<(), ProgramError> {
 
 impl State {
     fn apply(&mut self, program: &Program, action: &Action) -> Result<(), String> {
-        if let Action::Unshard { unit }
-        | Action::Reshard { unit }
-        | Action::Forward { unit, .. }
-        | Action::Backward { unit, .. }
-        | Action::ReduceGradients { unit } = action
-            && *unit >= program.units
-        {
+        if action.unit().is_some_and(|unit| unit >= program.units) {
             return Err(format!("the model has {} units", program.units));
         }
         if let Action::Forward { micro, .. } | Action::Backward { micro, .. } = action
@@ -84,40 +103,81 @@ impl State {
             return Err("the optimizer has taken its step".into());
         }
         match *action {
-            Action::Unshard { unit } if self.unsharded[unit] => {
-                return Err("the unit is unsharded already".into());
+            Action::Gather { unit } => self.gather(unit),
+            Action::Unshard { unit } => self.unshard(unit),
+            Action::Reshard { unit } => self.full(unit).map(|()| {
+                self.parameters[unit] = Parameters::Sharded;
+            }),
+            Action::Forward { unit, micro, keep } => self.forward(unit, micro, keep),
+            Action::Backward { unit, micro } => self.backward(program, unit, micro),
+            Action::ReduceGradients { unit } => self.reduce(unit),
+            Action::AllReduceGradients { unit } => self.all_reduce(unit),
+            Action::AwaitGradients { unit } => self.await_gradients(unit),
+            Action::ClipGradientNorm => self.all_reduced(program).map(|()| self.clipped = true),
+            Action::OptimizerStep if !self.clipped => Err("the gradient norm is not known".into()),
+            Action::OptimizerStep => {
+                self.stepped = true;
+                Ok(())
             }
-            Action::Unshard { unit } => self.unsharded[unit] = true,
-            Action::Reshard { unit } if !self.unsharded[unit] => {
-                return Err("the unit is not unsharded".into());
-            }
-            Action::Reshard { unit } => self.unsharded[unit] = false,
-            Action::Forward { unit, micro, keep } => self.forward(unit, micro, keep)?,
-            Action::Backward { unit, micro } => self.backward(program, unit, micro)?,
-            Action::ReduceGradients { unit } => {
-                if let Some(micro) = (0..program.micro_batches)
-                    .find(|micro| self.kept.get(&(unit, *micro)) != Some(&Kept::Done))
-                {
-                    return Err(format!("micro-batch {micro} has not run backward"));
-                }
-                self.reduced[unit] += 1;
-            }
-            Action::ClipGradientNorm => {
-                self.all_reduced()?;
-                self.clipped = true;
-            }
-            Action::OptimizerStep if !self.clipped => {
-                return Err("the gradient norm is not known".into());
-            }
-            Action::OptimizerStep => self.stepped = true,
+        }
+    }
+
+    fn gather(&mut self, unit: usize) -> Result<(), String> {
+        match self.parameters[unit] {
+            Parameters::Sharded => self.parameters[unit] = Parameters::Gathering,
+            Parameters::Gathering => return Err("the unit is being gathered already".into()),
+            Parameters::Full => return Err("the unit is unsharded already".into()),
         }
         Ok(())
     }
 
-    fn forward(&mut self, unit: usize, micro: usize, keep: Keep) -> Result<(), String> {
-        if !self.unsharded[unit] {
-            return Err("the unit is not unsharded".into());
+    fn unshard(&mut self, unit: usize) -> Result<(), String> {
+        match self.parameters[unit] {
+            Parameters::Gathering => self.parameters[unit] = Parameters::Full,
+            Parameters::Sharded => return Err("the unit was not gathered".into()),
+            Parameters::Full => return Err("the unit is unsharded already".into()),
         }
+        Ok(())
+    }
+
+    fn full(&self, unit: usize) -> Result<(), String> {
+        match self.parameters[unit] {
+            Parameters::Full => Ok(()),
+            _ => Err("the unit is not unsharded".into()),
+        }
+    }
+
+    fn reduce(&mut self, unit: usize) -> Result<(), String> {
+        if self.unreduced[unit] == 0 {
+            return Err("the unit has no gradient that is not reduced".into());
+        }
+        if self.sums[unit].0 != Sum::None {
+            return Err("the unit's gradients are being reduced already".into());
+        }
+        self.sums[unit] = (Sum::OverShards, std::mem::take(&mut self.unreduced[unit]));
+        Ok(())
+    }
+
+    fn all_reduce(&mut self, unit: usize) -> Result<(), String> {
+        match self.sums[unit].0 {
+            Sum::OverShards => self.sums[unit].0 = Sum::OverCopies,
+            Sum::OverCopies => return Err("the sum over the copies is under way already".into()),
+            Sum::None => return Err("the unit's gradients are not being reduced".into()),
+        }
+        Ok(())
+    }
+
+    fn await_gradients(&mut self, unit: usize) -> Result<(), String> {
+        let (sum, micro_batches) = std::mem::replace(&mut self.sums[unit], (Sum::None, 0));
+        if sum == Sum::None {
+            return Err("the unit's gradients are not being reduced".into());
+        }
+        self.reduced[unit] += micro_batches;
+        Ok(())
+    }
+
+    fn forward(&mut self, unit: usize, micro: usize, keep: Keep) -> Result<(), String> {
+        self.full(unit)?;
         match self.kept.get(&(unit, micro)) {
             None if unit > 0 && !self.kept.contains_key(&(unit - 1, micro)) => {
                 return Err(format!("unit {} has no output yet", unit - 1));
@@ -136,9 +196,7 @@ impl State {
     }
 
     fn backward(&mut self, program: &Program, unit: usize, micro: usize) -> Result<(), String> {
-        if !self.unsharded[unit] {
-            return Err("the unit is not unsharded".into());
-        }
+        self.full(unit)?;
         self.trains = true;
         match self.kept.get(&(unit, micro)) {
             Some(Kept::Graph) => {}
@@ -150,14 +208,15 @@ impl State {
             return Err(format!("unit {} has given no gradient yet", unit + 1));
         }
         self.kept.insert((unit, micro), Kept::Done);
+        self.unreduced[unit] += 1;
         Ok(())
     }
 
-    fn all_reduced(&self) -> Result<(), String> {
-        match self.reduced.iter().position(|times| *times != 1) {
+    fn all_reduced(&self, program: &Program) -> Result<(), String> {
+        match self.reduced.iter().position(|reduced| *reduced != program.micro_batches) {
             Some(unit) => Err(format!(
-                "the gradients of unit {unit} were reduced {} times, not once",
-                self.reduced[unit]
+                "the gradients of unit {unit} are there of {} of {} micro-batches",
+                self.reduced[unit], program.micro_batches
             )),
             None => Ok(()),
         }
@@ -165,7 +224,7 @@ impl State {
 
     fn finish(&self, program: &Program) -> Result<(), String> {
         for unit in 0..program.units {
-            if self.unsharded[unit] {
+            if self.parameters[unit] != Parameters::Sharded {
                 return Err(format!("unit {unit} is still unsharded"));
             }
             for micro in 0..program.micro_batches {
@@ -181,68 +240,103 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::step;
+    use crate::step::{self, Strategy};
+
+    /// Every way to write a step.
+    fn strategies() -> impl Iterator<Item = Strategy> {
+        (0..32).map(|bits| Strategy {
+            micro_batches: 1 + bits % 2 * 2,
+            recompute: bits & 2 != 0,
+            reshard_after_forward: bits & 4 != 0,
+            reduce_every_micro_batch: bits & 8 != 0,
+            replicas: 1 + bits / 16,
+        })
+    }
 
     #[test]
     fn written_programs_pass() {
         for units in 1..6 {
-            for micro_batches in 1..5 {
-                for recompute in [false, true] {
-                    check(&step::training(units, micro_batches, recompute)).unwrap();
-                }
+            for strategy in strategies() {
+                let written = step::training(units, &strategy);
+                // A graph that is kept needs no parameters of its own, but the executor's unit does.
+                check(&written).unwrap_or_else(|error| panic!("{strategy:?}: {error}\n{written}"));
             }
             check(&step::inference(units)).unwrap();
         }
     }
 
-    /// Leaving out any one action, or swapping neighbours that depend on each other, is noticed.
+    /// Leaving out any one action is noticed, and so is doing it twice; only the sum over copies is a choice.
     #[test]
     fn broken_programs_are_refused() {
-        let good = step::training(3, 2, true);
-        for index in 0..good.actions.len() {
-            let mut broken = good.clone();
-            let left_out = broken.actions.remove(index);
-            assert!(check(&broken).is_err(), "nothing misses {left_out}");
+        for strategy in strategies() {
+            let good = step::training(3, &strategy);
+            for index in 0..good.actions.len() {
+                if matches!(good.actions[index], Action::AllReduceGradients { .. }) {
+                    continue;
+                }
+                let mut broken = good.clone();
+                let left_out = broken.actions.remove(index);
+                assert!(check(&broken).is_err(), "nothing misses {left_out} in\n{good}");
+                let mut broken = good.clone();
+                broken.actions.insert(index, left_out);
+                let twice = check(&broken);
+                let idempotent = left_out == Action::ClipGradientNorm;
+                assert!(twice.is_err() || idempotent, "{left_out} twice passes in\n{good}");
+            }
         }
-        let mut swapped = good.clone();
-        swapped.actions.swap(0, 1);
-        assert_eq!(
-            check(&swapped).unwrap_err().to_string(),
-            "action 0 of the step, Forward(0, 0, Input): the unit is not unsharded"
-        );
+    }
+
+    #[test]
+    fn complaints_are_exact() {
+        let strategy = Strategy { micro_batches: 2, recompute: true, ..Strategy::default() };
+        let good = step::training(3, &strategy);
+        let position = |action: Action| good.actions.iter().position(|a| *a == action).unwrap();
         let refused = |change: &dyn Fn(&mut Vec<Action>)| {
             let mut broken = good.clone();
             change(&mut broken.actions);
-            check(&broken).unwrap_err().reason
+            check(&broken).unwrap_err().to_string()
         };
-        let updates = [Action::ClipGradientNorm, Action::OptimizerStep];
+        let unshard = position(Action::Unshard { unit: 0 });
         assert_eq!(
-            refused(&|actions| actions.retain(|a| !updates.contains(a))),
+            refused(&|actions| actions.swap(unshard, unshard + 1)),
+            format!(
+                "action {unshard} of the step, Forward(0, 0, Input): the unit is not unsharded"
+            )
+        );
+        let updates = [Action::ClipGradientNorm, Action::OptimizerStep];
+        let reason = |change: &dyn Fn(&mut Vec<Action>)| {
+            refused(change).split_once(": ").unwrap().1.to_string()
+        };
+        assert_eq!(
+            reason(&|actions| actions.retain(|a| !updates.contains(a))),
             "the optimizer took no step"
         );
         assert_eq!(
-            refused(&|actions| actions.push(Action::OptimizerStep)),
+            reason(&|actions| actions.push(Action::OptimizerStep)),
             "the optimizer has taken its step"
         );
-        assert_eq!(
-            refused(
-                &|actions| actions[1] = Action::Forward { unit: 0, micro: 2, keep: Keep::Graph }
-            ),
-            "the step has 2 micro-batches"
-        );
-        let early = Action::Reshard { unit: 2 };
-        let move_before_backward = |actions: &mut Vec<Action>| {
-            let at = actions.iter().position(|a| *a == early).unwrap();
-            actions.swap(at, at - 1);
-        };
-        assert_eq!(refused(&move_before_backward), "the unit is not unsharded");
-        let mut twice = good.clone();
+        let third = Action::Forward { unit: 0, micro: 2, keep: Keep::Graph };
+        assert_eq!(reason(&|actions| actions[unshard + 1] = third), "the step has 2 micro-batches");
+        let fourth = Action::Gather { unit: 3 };
+        assert_eq!(reason(&|actions| actions[0] = fourth), "the model has 3 units");
+        assert_eq!(reason(&|actions| _ = actions.remove(0)), "the unit was not gathered");
         let reduce = Action::ReduceGradients { unit: 0 };
-        let at = twice.actions.iter().position(|a| *a == reduce).unwrap();
-        twice.actions.insert(at, reduce);
+        let at = position(reduce);
         assert_eq!(
-            check(&twice).unwrap_err().reason,
-            "the gradients of unit 0 were reduced 2 times, not once"
+            reason(&|actions| actions.insert(at, reduce)),
+            "the unit has no gradient that is not reduced"
         );
+        let wait = position(Action::AwaitGradients { unit: 0 });
+        assert_eq!(
+            reason(&|actions| _ = actions.remove(wait)),
+            "the gradients of unit 0 are there of 0 of 2 micro-batches"
+        );
+        // Reduced between its two micro-batches, and not after the second.
+        let second = position(Action::Backward { unit: 0, micro: 1 });
+        let early = |actions: &mut Vec<Action>| {
+            actions.remove(at);
+            actions.insert(second, reduce);
+        };
+        assert_eq!(reason(&early), "the gradients of unit 0 are there of 1 of 2 micro-batches");
     }
 }

@@ -16,7 +16,12 @@ pub enum Keep {
 /// One action of one rank. Units and micro-batches count from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// Makes the unit's full parameters, in the compute dtype, out of the shards.
+    /// Begins to gather the unit's full parameters, in the compute dtype, from the ranks that share them.
+    Gather {
+        /// The unit.
+        unit: usize,
+    },
+    /// Waits for what [`Action::Gather`] began and makes the unit out of it.
     Unshard {
         /// The unit.
         unit: usize,
@@ -44,8 +49,19 @@ pub enum Action {
         /// The micro-batch.
         micro: usize,
     },
-    /// Sums the unit's gradients over the data-parallel ranks, each keeping its shard.
+    /// Begins to sum the unit's gradients over the ranks that share its parameters, each to get its shard,
+    /// and frees them.
     ReduceGradients {
+        /// The unit.
+        unit: usize,
+    },
+    /// Waits for what [`Action::ReduceGradients`] began and begins to sum it over the copies of the model.
+    AllReduceGradients {
+        /// The unit.
+        unit: usize,
+    },
+    /// Waits for the sum of the unit's gradients and adds it to those of the shard.
+    AwaitGradients {
         /// The unit.
         unit: usize,
     },
@@ -55,14 +71,34 @@ pub enum Action {
     OptimizerStep,
 }
 
+impl Action {
+    /// The unit that it is about.
+    pub fn unit(&self) -> Option<usize> {
+        match *self {
+            Self::Gather { unit }
+            | Self::Unshard { unit }
+            | Self::Forward { unit, .. }
+            | Self::Reshard { unit }
+            | Self::Backward { unit, .. }
+            | Self::ReduceGradients { unit }
+            | Self::AllReduceGradients { unit }
+            | Self::AwaitGradients { unit } => Some(unit),
+            Self::ClipGradientNorm | Self::OptimizerStep => None,
+        }
+    }
+}
+
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Gather { unit } => write!(f, "Gather({unit})"),
             Self::Unshard { unit } => write!(f, "Unshard({unit})"),
             Self::Forward { unit, micro, keep } => write!(f, "Forward({unit}, {micro}, {keep:?})"),
             Self::Reshard { unit } => write!(f, "Reshard({unit})"),
             Self::Backward { unit, micro } => write!(f, "Backward({unit}, {micro})"),
             Self::ReduceGradients { unit } => write!(f, "ReduceGradients({unit})"),
+            Self::AllReduceGradients { unit } => write!(f, "AllReduceGradients({unit})"),
+            Self::AwaitGradients { unit } => write!(f, "AwaitGradients({unit})"),
             Self::ClipGradientNorm => write!(f, "ClipGradientNorm"),
             Self::OptimizerStep => write!(f, "OptimizerStep"),
         }

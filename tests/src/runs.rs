@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use burn_titan_core::checkpoint::TensorFile;
 use burn_titan_core::metrics::{StepMetrics, read_metrics};
 use burn_titan_core::trainer::{TrainError, TrainSummary, prepare, train};
+use burn_titan_parallel::World;
 use tempfile::TempDir;
 
 /// A llama3 of 2 layers and 340 thousand parameters, 20 steps on the bundled held-out text.
@@ -89,7 +91,43 @@ impl Run {
     pub fn try_train(&self, words: &[&str]) -> Result<TrainSummary, TrainError> {
         let registry = burn_titan_models::registry();
         let words: Vec<String> = words.iter().map(|word| self.placed(word)).collect();
-        train(prepare(&self.path("run.yaml"), &words, &registry)?, &registry)
+        train(prepare(&self.path("run.yaml"), &words, &registry)?, &registry, World::alone())
+    }
+
+    /// As [`Run::try_train`], by so many ranks, which are threads; gives what the first rank reached, or the
+    /// error of the first rank that is no victim of another.
+    pub fn try_simulate(&self, ranks: usize, words: &[&str]) -> Result<TrainSummary, TrainError> {
+        let registry = &burn_titan_models::registry();
+        let words: &Vec<String> = &words.iter().map(|word| self.placed(word)).collect();
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let rank = |world: World| {
+                scope.spawn(move || {
+                    let prepared = prepare(&self.path("run.yaml"), words, registry)?;
+                    train(prepared, registry, world)
+                })
+            };
+            let worlds = World::local(ranks, Duration::from_secs(120));
+            let ranks: Vec<_> = worlds.into_iter().map(rank).collect();
+            ranks.into_iter().map(|rank| rank.join().expect("no rank panics")).collect()
+        });
+        let is_victim = |error: &TrainError| matches!(error, TrainError::Communication(_));
+        let (mut errors, mut done) = (Vec::new(), Vec::new());
+        for result in results {
+            match result {
+                Ok(summary) => done.push(summary),
+                Err(error) => errors.push(error),
+            }
+        }
+        errors.sort_by_key(is_victim);
+        match errors.into_iter().next() {
+            Some(error) => Err(error),
+            None => Ok(done.swap_remove(0)),
+        }
+    }
+
+    /// As [`Run::try_simulate`], and it must succeed.
+    pub fn simulate(&self, ranks: usize, words: &[&str]) -> TrainSummary {
+        self.try_simulate(ranks, words).unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// As [`Run::try_train`], and it must succeed.

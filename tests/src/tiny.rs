@@ -2,21 +2,20 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device};
+use burn::tensor::Device;
 use burn_titan_core::checkpoint::{HostTensor, TensorError};
 use burn_titan_core::data::{Batch, Cursor, IGNORE, StreamIdentity};
-use burn_titan_core::executor::{Executor, ParameterStore};
+use burn_titan_core::executor::{Executor, Groups, ParameterStore, Precision, Sharding};
 use burn_titan_core::hf::HfFolder;
 use burn_titan_core::model::{Context, HeadOutput, Model, ModelFamily};
 use burn_titan_models::Llama3;
 use burn_titan_models::llama3::hf;
-use burn_titan_parallel::OneRank;
 
 use crate::golden;
 
 /// An executor on flex in f32, of one rank.
 pub fn executor(model: Model, parameters: ParameterStore) -> Executor {
-    Executor::new(model, parameters, Device::flex(), DType::F32, Box::new(OneRank))
+    Executor::new(model, parameters, Device::flex(), Precision::F32, Groups::one())
 }
 
 /// The Llama of `golden/llama_tiny` with its weights: dim 64, 2 blocks, 256 tokens.
@@ -39,9 +38,10 @@ pub fn llama() -> Executor {
 /// # Panics
 /// If one is missing.
 pub fn parameters(model: &Model, tensors: &[HostTensor]) -> ParameterStore {
-    ParameterStore::read(model, &Device::flex(), |spec| {
+    ParameterStore::read(model, Sharding::WHOLE, &Device::flex(), |spec, range| {
         let found = tensors.iter().find(|tensor| tensor.name() == spec.name);
-        Ok::<_, TensorError>(found.expect("a tensor for each parameter").clone())
+        let values = found.expect("a tensor for each parameter").to_f32()?;
+        Ok::<_, TensorError>(values[range].to_vec())
     })
     .expect("tensors of floats")
 }

@@ -8,7 +8,7 @@ use burn_titan_core::executor::{Executor, StepOutcome, StepRule};
 use burn_titan_core::model::{Context, HeadOutput, ModelFamily, ParameterSpec, Stream};
 use burn_titan_core::optim::Optimizer;
 use burn_titan_models::Llama3;
-use burn_titan_parallel::step;
+use burn_titan_parallel::step::{self, Strategy};
 use burn_titan_tests::golden::{self, Tensors};
 use burn_titan_tests::numbers::{bits, relative, transposed, values, worst};
 use burn_titan_tests::tiny::{self, batch, documents, hugging_face, next_tokens};
@@ -43,7 +43,10 @@ fn contexts(batches: &[Batch]) -> (Vec<Context>, usize) {
 /// Every gradient under its Hugging Face name and in that layout.
 fn gradients(executor: &Executor, batches: &[Batch], recompute: bool) -> Vec<(String, Vec<f32>)> {
     let (contexts, valid) = contexts(batches);
-    let program = step::training(executor.model().units.len(), batches.len(), recompute);
+    let program = step::training(
+        executor.model().units.len(),
+        &Strategy { micro_batches: batches.len(), recompute, ..Strategy::default() },
+    );
     let gradients = executor.gradients(&program, &contexts, valid).unwrap();
     let one = |spec: ParameterSpec| {
         let gradient = gradients.get(&spec.name).expect("a gradient of each parameter");
@@ -56,7 +59,10 @@ fn gradients(executor: &Executor, batches: &[Batch], recompute: bool) -> Vec<(St
 fn outcome(batches: &[Batch], recompute: bool) -> StepOutcome {
     let mut executor = tiny::llama();
     let (contexts, valid) = contexts(batches);
-    let program = step::training(executor.model().units.len(), batches.len(), recompute);
+    let program = step::training(
+        executor.model().units.len(),
+        &Strategy { micro_batches: batches.len(), recompute, ..Strategy::default() },
+    );
     let parameters = executor.model().parameters();
     let mut optimizer = Optimizer::new(&OptimizerConfig::default(), &parameters).unwrap();
     let rule = StepRule { lr_factor: 1.0, max_grad_norm: 1.0 };

@@ -6,10 +6,11 @@ use burn::module::{Module, Param, ParamId};
 use burn::tensor::{Device, Tensor};
 use burn_titan_core::checkpoint::HostTensor;
 use burn_titan_core::config::{MuonAdjustLr, OptimizerConfig, OptimizerGroupConfig, OptimizerKind};
-use burn_titan_core::executor::{GradientStore, ParameterStore};
+use burn_titan_core::executor::{GradientStore, ParameterStore, Sharding};
 use burn_titan_core::model::{Context, Initial, Model, ModuleUnit, Stream, UnitModule};
 use burn_titan_core::optim::{MuonRule, Optimizer, clip_factor, muon_update};
 use burn_titan_kernels::{AdamwStep, adamw};
+use burn_titan_parallel::OneRank;
 use burn_titan_tests::golden::{self, numbers};
 use burn_titan_tests::numbers::{relative, tensor, transposed, values, worst};
 use burn_titan_tests::tiny;
@@ -68,7 +69,7 @@ fn toy() -> Model {
 
 /// The toy's parameters at their golden start.
 fn start(model: &Model, golden: &Value) -> ParameterStore {
-    let mut parameters = ParameterStore::initial(model, 0, &Device::flex());
+    let mut parameters = ParameterStore::initial(model, 0, Sharding::WHOLE, &Device::flex());
     for ((name, shape), parameter) in SHAPES.into_iter().zip(parameters.iter_mut()) {
         assert_eq!(parameter.spec.name, name);
         if let Some(numbers) = golden.get(name).map(numbers) {
@@ -167,7 +168,7 @@ fn the_optimizer_follows_five_golden_adamw_steps() {
             let gradient = twice.get(name).unwrap();
             twice.accumulate(name, gradient);
         }
-        optimizer.step(&mut parameters, &mut twice, 0.5, 0.5);
+        optimizer.step(&mut parameters, &mut twice, 0.5, 0.5, &OneRank).unwrap();
         let want = &golden["after_step"][step];
         let state = optimizer.to_host(&specs).unwrap();
         let keys = [("exp_avg", ".exp_avg"), ("exp_avg_sq", ".exp_avg_sq")];
@@ -218,7 +219,7 @@ fn the_optimizer_follows_five_golden_muon_steps() {
         let mut largest = [0.0_f64; 2];
         for step in 0..5 {
             let mut gradients = gradients(&golden["grads"][step]);
-            optimizer.step(&mut parameters, &mut gradients, 1.0, 1.0);
+            optimizer.step(&mut parameters, &mut gradients, 1.0, 1.0, &OneRank).unwrap();
             let want = &run["f64_after_step"][step];
             let state = optimizer.to_host(&specs).unwrap();
             let values = parameters.to_host().unwrap();

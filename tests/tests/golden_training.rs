@@ -6,7 +6,7 @@ use burn_titan_core::executor::StepRule;
 use burn_titan_core::lr_schedule;
 use burn_titan_core::model::HeadOutput;
 use burn_titan_core::optim::Optimizer;
-use burn_titan_parallel::step;
+use burn_titan_parallel::step::{self, Strategy};
 use burn_titan_tests::golden::{self, Tensors};
 use burn_titan_tests::numbers::worst;
 use burn_titan_tests::tiny::{self, batch, hugging_face};
@@ -41,7 +41,10 @@ fn train(micro_batches: usize, lr_factor: impl Fn(usize) -> f64, max_grad_norm: 
         ..OptimizerConfig::default()
     };
     let mut optimizer = Optimizer::new(&config, &executor.model().parameters()).unwrap();
-    let program = step::training(executor.model().units.len(), micro_batches, false);
+    let program = step::training(
+        executor.model().units.len(),
+        &Strategy { micro_batches, ..Strategy::default() },
+    );
     let mut run = Run { losses: vec![], grad_norms: vec![], parameters: vec![] };
     for step in 0..STEPS {
         let (inputs, targets) = (cut(step, 0..seq), cut(step, 1..length));

@@ -6,6 +6,7 @@ use burn_titan_core::metrics::{StepMetrics, read_metrics};
 use burn_titan_core::model::{Model, Registry};
 use burn_titan_core::optim::parameter_rules;
 use burn_titan_core::trainer::{Prepared, TrainError, open_device, prepare, train};
+use burn_titan_parallel::World;
 use serde_json::json;
 
 use super::arguments::StepArguments;
@@ -30,7 +31,7 @@ pub fn run(registry: &Registry, arguments: &StepArguments) -> Result<(), TrainEr
     config.validation.enable = false;
     config.metrics.tensorboard = false;
     let stopwatch = stopwatch(&config)?;
-    train(Prepared { config, model }, registry)?;
+    train(Prepared { config, model }, registry, World::alone())?;
     let steps = read_metrics(&folder.path().join("metrics.jsonl"))?;
     // After the run, whose peak of memory it would otherwise be a part of.
     let ceilings = Ceilings::measure(&stopwatch)?;

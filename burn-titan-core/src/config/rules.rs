@@ -10,7 +10,9 @@ use super::draft::Checks;
 use super::files::{self, Wanted};
 use super::pattern::NamePattern;
 use super::problem::Problems;
-use super::schema::{Config, SourceConfig, SourceFormat};
+use super::schema::{
+    ActivationCheckpointMode, Config, ReshardAfterForward, SourceConfig, SourceFormat,
+};
 use super::source::SourceMap;
 
 /// Ranks that share a global batch: this version runs on one.
@@ -40,6 +42,7 @@ pub(super) fn check(
     rules.validation();
     rules.optimizer_groups();
     rules.parallelism();
+    rules.reshard();
     rules.initial_weights();
 }
 
@@ -278,6 +281,21 @@ impl Rules<'_> {
             format!("{} = {ranks} ranks, but this version runs on 1", factors.join(" x "));
         let names: Vec<_> = above_one.iter().map(|key| format!("`{key}`")).collect();
         self.report(&above_one, &message, Some(&format!("set {} to 1", names.join(" and "))));
+    }
+
+    /// A graph that is kept for the backward holds the parameters, whether the unit does or not.
+    fn reshard(&mut self) {
+        const KEYS: [&str; 2] =
+            ["parallelism.fsdp_reshard_after_forward", "activation_checkpoint.mode"];
+        let always =
+            self.config.parallelism.fsdp_reshard_after_forward == ReshardAfterForward::Always;
+        let keeps = self.config.activation_checkpoint.mode == ActivationCheckpointMode::None;
+        if always && keeps && self.usable(&KEYS) {
+            let message = "`parallelism.fsdp_reshard_after_forward: always` frees nothing without \
+                           activation checkpointing: what a forward keeps holds the parameters";
+            let hint = "set `activation_checkpoint.mode` to `full`, or the former to `default`";
+            self.report(&KEYS, message, Some(hint));
+        }
     }
 
     fn initial_weights(&mut self) {

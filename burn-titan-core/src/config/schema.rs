@@ -116,6 +116,9 @@ pub struct TrainingConfig {
     pub max_grad_norm: f64,
     /// What happens when a loss or a gradient is not finite.
     pub on_non_finite: OnNonFinite,
+    /// Whether master weights, gradients and the optimizer's state rest in the host's memory, and updates run
+    /// there: the device holds only what it computes with.
+    pub enable_cpu_offload: bool,
 }
 
 impl Default for TrainingConfig {
@@ -129,6 +132,7 @@ impl Default for TrainingConfig {
             global_batch_size: None,
             max_grad_norm: 1.0,
             on_non_finite: OnNonFinite::default(),
+            enable_cpu_offload: false,
         }
     }
 }
@@ -164,7 +168,8 @@ pub struct PrecisionConfig {
     /// Format of activations and of the weights they meet. Master weights, gradients and optimizer
     /// state stay `float32`.
     pub compute: ComputeDtype,
-    /// Format in which gradients are accumulated over micro-batches and summed over ranks.
+    /// Format in which gradients are sent to be summed over ranks. They are accumulated over micro-batches in
+    /// `float32`.
     pub reduce: ReduceDtype,
 }
 
@@ -186,6 +191,8 @@ pub enum ReduceDtype {
     /// IEEE single precision.
     #[default]
     Float32,
+    /// bfloat16: half the bytes, added up in `float32` and rounded.
+    Bfloat16,
 }
 
 /// What is kept between forward and backward.
@@ -207,8 +214,9 @@ pub enum ActivationCheckpointMode {
     Full,
 }
 
-/// How the run is spread over ranks. This version runs on one rank: any product of degrees but 1 is
-/// refused.
+/// How the run is spread over ranks. The product of the degrees is the number of ranks. This version
+/// spreads data, parameters, gradients and the optimizer's state; the degrees of tensor, pipeline, context and
+/// expert parallelism are 1.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ParallelismConfig {
@@ -230,6 +238,26 @@ pub struct ParallelismConfig {
     /// Ranks that share the experts.
     #[schemars(range(min = 1))]
     pub expert_parallel_degree: i64,
+    /// When the full parameters of a unit are freed, where ranks share them.
+    pub fsdp_reshard_after_forward: ReshardAfterForward,
+    /// Whether gradients are reduced after every micro-batch (less memory, ZeRO-2 and 3) or once a step, after
+    /// the last one (less communication, DDP and ZeRO-1). Default: `true` where parameters are shared.
+    pub reduce_every_micro_batch: Option<bool>,
+}
+
+/// When the full parameters of a unit are freed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReshardAfterForward {
+    /// As `always` with full activation checkpointing, as `never` without: the graph of a forward that is kept
+    /// holds the parameters.
+    #[default]
+    Default,
+    /// After each forward and each backward (ZeRO-3): they are gathered again for the backward. Needs
+    /// `activation_checkpoint.mode: full`.
+    Always,
+    /// After the last backward of the step (ZeRO-1 and 2).
+    Never,
 }
 
 impl Default for ParallelismConfig {
@@ -241,6 +269,8 @@ impl Default for ParallelismConfig {
             pipeline_parallel_degree: 1,
             context_parallel_degree: 1,
             expert_parallel_degree: 1,
+            fsdp_reshard_after_forward: ReshardAfterForward::default(),
+            reduce_every_micro_batch: None,
         }
     }
 }

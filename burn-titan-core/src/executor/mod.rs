@@ -4,15 +4,20 @@
 //! [`Program`] says. A unit's backward starts from an injected gradient, so units run one by one and
 //! nothing but what the program keeps is alive between them.
 
+mod exchange;
+mod groups;
+mod layout;
 mod non_finite;
 mod parameters;
 mod pass;
 
 use burn::tensor::{DType, Device, Tensor};
-use burn_titan_parallel::{Action, CommError, Communicator, Program, step};
+use burn_titan_parallel::{Action, CommError, Program, step};
 use thiserror::Error;
 
-pub use non_finite::NonFinite;
+pub use groups::Groups;
+pub use layout::{Layout, Sharding, UnitLayout};
+pub use non_finite::{MicroBatch, NonFinite};
 pub use parameters::{GradientStore, Parameter, ParameterStore};
 pub(crate) use parameters::{on_device, on_host};
 use pass::Pass;
@@ -49,26 +54,50 @@ pub struct StepRule {
     pub max_grad_norm: f64,
 }
 
-/// A model on a device: its units and its parameters.
+/// The formats of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Precision {
+    /// Of activations, and of the weights they meet: f32 or bf16.
+    pub compute: DType,
+    /// In which gradients are summed over ranks.
+    pub reduce: DType,
+}
+
+impl Precision {
+    /// Everything in f32.
+    pub const F32: Self = Self { compute: DType::F32, reduce: DType::F32 };
+}
+
+/// A model on a device: its units, and this rank's pieces of its parameters.
 pub struct Executor {
     model: Model,
     /// The parameters, in f32.
     pub parameters: ParameterStore,
     device: Device,
-    compute: DType,
-    communicator: Box<dyn Communicator>,
+    precision: Precision,
+    groups: Groups,
 }
 
 impl Executor {
-    /// A model with its parameters, computing in `compute` (f32 or bf16).
+    /// A model with its parameters. They may rest on another device than the one that computes.
+    ///
+    /// # Panics
+    /// If the parameters are not shared by as many ranks as the group that shares them has.
     pub fn new(
         model: Model,
         parameters: ParameterStore,
         device: Device,
-        compute: DType,
-        communicator: Box<dyn Communicator>,
+        precision: Precision,
+        groups: Groups,
     ) -> Self {
-        Self { model, parameters, device, compute, communicator }
+        let sharding = Sharding { rank: groups.shard.rank(), ranks: groups.shard.size() };
+        assert_eq!(parameters.layout().sharding(), sharding, "how the parameters are shared");
+        Self { model, parameters, device, precision, groups }
+    }
+
+    /// The ranks that this one exchanges tensors with.
+    pub fn groups(&self) -> &Groups {
+        &self.groups
     }
 
     /// The model.
@@ -95,8 +124,9 @@ impl Executor {
         optimizer: &mut Optimizer,
         rule: StepRule,
     ) -> Result<StepOutcome, StepError> {
-        let Self { model, parameters, device, compute, communicator } = self;
-        let machine = Machine { model, device, compute: *compute, communicator: &**communicator };
+        let Self { model, parameters, device, precision, groups } = self;
+        let Precision { compute, reduce } = *precision;
+        let machine = Machine { model, device, compute, reduce, groups };
         let mut pass = Pass::new(machine, contexts, valid_tokens);
         let mut outcome = StepOutcome { loss: 0.0, grad_norm: 0.0 };
         for action in &program.actions {
@@ -104,7 +134,8 @@ impl Executor {
                 Action::ClipGradientNorm => outcome = pass.measure(parameters)?,
                 Action::OptimizerStep => {
                     let scale = clip_factor(outcome.grad_norm, rule.max_grad_norm);
-                    optimizer.step(parameters, pass.gradients(), rule.lr_factor, scale);
+                    let gradients = pass.gradients();
+                    optimizer.step(parameters, gradients, rule.lr_factor, scale, &*groups.shard)?;
                 }
                 compute => pass.run(compute, parameters)?,
             }
@@ -112,7 +143,7 @@ impl Executor {
         Ok(outcome)
     }
 
-    /// The gradients of a step's loss, without an update; for checks against references.
+    /// This rank's pieces of the gradients of a step's loss, without an update; for checks against references.
     ///
     /// # Errors
     /// If an exchange with other ranks fails.
@@ -155,8 +186,9 @@ impl Executor {
         Machine {
             model: &self.model,
             device: &self.device,
-            compute: self.compute,
-            communicator: &*self.communicator,
+            compute: self.precision.compute,
+            reduce: self.precision.reduce,
+            groups: &self.groups,
         }
     }
 }
@@ -167,7 +199,8 @@ struct Machine<'a> {
     model: &'a Model,
     device: &'a Device,
     compute: DType,
-    communicator: &'a dyn Communicator,
+    reduce: DType,
+    groups: &'a Groups,
 }
 
 impl Machine<'_> {
@@ -180,8 +213,11 @@ impl Machine<'_> {
             .iter()
             .filter_map(|p| gradients.get(&p.spec.name))
             .map(burn_titan_kernels::sum_of_squares);
-        let Some(total) = sums.reduce(|a, b| a + b) else { return Ok(0.0) };
-        Ok(scalar(self.communicator.all_reduce_sum(total).wait()?).sqrt())
+        let total = sums.reduce(|a, b| a + b);
+        let shard = &*self.groups.shard;
+        // A rank without any gradient takes part in the sum all the same.
+        let total = total.unwrap_or_else(|| Tensor::zeros([1], (parameters.device(), DType::F32)));
+        Ok(scalar(shard.all_reduce_sum(total).wait()?).sqrt())
     }
 }
 

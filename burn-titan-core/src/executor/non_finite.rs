@@ -1,19 +1,22 @@
 //! Finding where a step broke.
 
 use burn::tensor::{DType, Tensor};
+use burn_titan_parallel::CommError;
 use thiserror::Error;
 
 use super::{GradientStore, Machine, ParameterStore, on_host, scalar};
-use crate::model::{Context, Stream};
+use crate::model::{Context, Stream, Unit};
 
 /// What is not finite in a step, and where it began.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum NonFinite {
     /// The loss of a micro-batch.
     #[error(
-        "the loss of micro-batch {micro} is not finite; the first unit whose output is not is `{unit}`"
+        "the loss of micro-batch {micro} of data-parallel rank {rank} is not finite; the first unit whose output is not is `{unit}`"
     )]
     Loss {
+        /// The rank among those that read different samples.
+        rank: usize,
         /// The micro-batch, from 0.
         micro: usize,
         /// The first unit, in the order of the forward, whose output is not finite.
@@ -34,57 +37,87 @@ pub enum NonFinite {
     Norm,
 }
 
+/// A micro-batch of one of the ranks that read different samples, both from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MicroBatch {
+    /// The rank.
+    pub rank: usize,
+    /// The micro-batch.
+    pub micro: usize,
+}
+
 impl NonFinite {
     /// The micro-batch, where it is known.
-    pub fn micro_batch(&self) -> Option<usize> {
+    pub fn micro_batch(&self) -> Option<MicroBatch> {
         match self {
-            Self::Loss { micro, .. } => Some(*micro),
+            Self::Loss { rank, micro, .. } => Some(MicroBatch { rank: *rank, micro: *micro }),
             Self::Gradient { .. } | Self::Norm => None,
         }
     }
 }
 
 impl Machine<'_> {
-    /// Runs the micro-batch again, unit by unit, to find the first output that is not finite.
+    /// Has the rank of a micro-batch run it again, unit by unit, to find the first output that is not finite.
+    /// All ranks call it, for they share the parameters.
     pub(super) fn broken_loss(
         &self,
         parameters: &ParameterStore,
-        micro: usize,
-        context: &Context,
-    ) -> NonFinite {
-        let mut stream = Stream::Tokens(context.tokens.clone());
-        for unit in &self.model.units {
-            let full = unit.with_parameters(false, &mut |name| {
-                parameters
-                    .get(name)
-                    .expect("a unit's parameter is stored")
-                    .value()
-                    .cast(self.compute)
-            });
-            stream = full.forward(stream, context);
-            let finite = match &stream {
-                Stream::Hidden(hidden) => is_finite(hidden.clone()),
-                Stream::Logits(logits) => is_finite(logits.clone()),
-                Stream::Loss(loss) => is_finite(loss.clone()),
-                Stream::Tokens(_) => true,
-            };
-            if !finite {
-                return NonFinite::Loss { micro, unit: unit.name().into() };
+        place: MicroBatch,
+        contexts: &[Context],
+    ) -> Result<NonFinite, CommError> {
+        let MicroBatch { rank, micro } = place;
+        let units = &self.model.units;
+        let context = &contexts[micro];
+        let mut stream = Some(Stream::Tokens(context.tokens.clone()));
+        stream.take_if(|_| rank != self.groups.data.rank());
+        let mut broken = None;
+        for (number, unit) in units.iter().enumerate() {
+            let full = self.gathered(number, self.gather(number, parameters), parameters)?;
+            let Some(input) = stream.take() else { continue };
+            let unit = unit.with_parameters(false, &mut |name| full[name].clone());
+            let output = unit.forward(input, context);
+            if is_finite_stream(&output) {
+                stream = Some(output);
+            } else {
+                broken = Some(number);
             }
         }
-        let last = self.model.units.last().map_or("", |unit| unit.name());
-        NonFinite::Loss { micro, unit: last.into() }
+        // The other ranks learn the unit's number; they know of none.
+        let number = broken.map_or(-1, |number| number as i32);
+        let number = self.groups.largest(number, self.device)?.max(0) as usize;
+        let unit = units.get(number).map_or("", |unit| unit.name());
+        Ok(NonFinite::Loss { rank, micro, unit: unit.into() })
     }
 
-    pub(super) fn broken_gradient(&self, gradients: &GradientStore) -> NonFinite {
-        for unit in self.model.units.iter().rev() {
-            for spec in unit.parameters() {
-                if gradients.get(&spec.name).is_some_and(|gradient| !is_finite(gradient)) {
-                    return NonFinite::Gradient { parameter: spec.name, unit: unit.name().into() };
-                }
-            }
-        }
-        NonFinite::Norm
+    /// The first parameter, in the order of the backward, whose gradient is not finite on some rank.
+    pub(super) fn broken_gradient(
+        &self,
+        gradients: &GradientStore,
+    ) -> Result<NonFinite, CommError> {
+        let named = |unit: &'_ dyn Unit| {
+            let name = unit.name().to_string();
+            unit.parameters().into_iter().map(move |spec| (name.clone(), spec.name))
+        };
+        let all: Vec<_> = self.model.units.iter().rev().flat_map(|unit| named(&**unit)).collect();
+        let broken = |(_, parameter): &(String, String)| {
+            gradients.get(parameter).is_some_and(|gradient| !is_finite(gradient))
+        };
+        // The largest number of parameters from it to the end, for the first over all ranks.
+        let left = all.iter().position(broken).map_or(0, |first| all.len() - first);
+        let left = self.groups.largest(left as i32, self.device)? as usize;
+        Ok(match all.into_iter().nth_back(left.wrapping_sub(1)) {
+            Some((unit, parameter)) => NonFinite::Gradient { parameter, unit },
+            None => NonFinite::Norm,
+        })
+    }
+}
+
+fn is_finite_stream(stream: &Stream) -> bool {
+    match stream.clone() {
+        Stream::Hidden(hidden) => is_finite(hidden),
+        Stream::Logits(logits) => is_finite(logits),
+        Stream::Loss(loss) => is_finite(loss),
+        Stream::Tokens(_) => true,
     }
 }
 

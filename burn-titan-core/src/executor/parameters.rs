@@ -1,16 +1,20 @@
-//! The parameters at rest: flat f32 master weights and their gradients, by name.
+//! The parameters at rest: this rank's pieces of the f32 master weights and their gradients, flat, by name.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 use burn::tensor::{DType, Device, Tensor};
 
+use super::layout::{Layout, Sharding};
 use crate::checkpoint::{HostTensor, TensorError};
 use crate::model::{Model, ParameterSpec, initial_values};
 
-/// One parameter at rest.
+/// This rank's piece of a parameter.
 pub struct Parameter {
-    /// Name and shape.
+    /// Name and shape of the whole parameter.
     pub spec: ParameterSpec,
+    /// Which of its elements, row-major, are here; at least one.
+    pub range: Range<usize>,
     value: Option<Tensor<1>>,
 }
 
@@ -29,10 +33,13 @@ impl Parameter {
     }
 }
 
-/// Gradients by parameter name: flat, in f32.
+/// Gradients by parameter name: flat, in f32; the whole ones while they are computed, this rank's pieces
+/// once they are reduced.
 #[derive(Default)]
 pub struct GradientStore {
     gradients: HashMap<String, Tensor<1>>,
+    /// Parameters that have a gradient on some rank, if not here.
+    elsewhere: HashSet<String>,
 }
 
 impl GradientStore {
@@ -44,6 +51,16 @@ impl GradientStore {
             None => gradient,
         };
         self.gradients.insert(name.into(), sum);
+    }
+
+    /// Notes that a parameter has a gradient, but no element of it is here.
+    pub fn note(&mut self, name: &str) {
+        self.elsewhere.insert(name.into());
+    }
+
+    /// Whether a parameter has a gradient, here or on another rank.
+    pub fn has(&self, name: &str) -> bool {
+        self.gradients.contains_key(name) || self.elsewhere.contains(name)
     }
 
     /// A parameter's gradient.
@@ -62,67 +79,84 @@ impl GradientStore {
     }
 }
 
-/// All parameters of a model, each once, in the order of the units.
+/// This rank's pieces of all parameters of a model, in the order of the units. A parameter of which no
+/// element is here has no entry.
 pub struct ParameterStore {
+    layout: Layout,
+    device: Device,
     parameters: Vec<Parameter>,
     index: HashMap<String, usize>,
 }
 
 impl ParameterStore {
     /// The initial parameters of a model, a function of the seed and their names.
-    pub fn initial(model: &Model, seed: u64, device: &Device) -> Self {
-        Self::from_values(model, |spec| {
-            let values =
-                initial_values((model.initial)(spec), seed, &spec.name, 0, spec.elements());
-            Ok::<_, std::convert::Infallible>(on_device(values, device))
+    pub fn initial(model: &Model, seed: u64, sharding: Sharding, device: &Device) -> Self {
+        Self::read(model, sharding, device, |spec, range| {
+            let initial = (model.initial)(spec);
+            let values = initial_values(initial, seed, &spec.name, range.start, range.len());
+            Ok::<_, std::convert::Infallible>(values)
         })
         .unwrap_or_else(|never| match never {})
     }
 
-    /// The parameters of a model from host tensors that `read(name)` gives.
+    /// The parameters of a model from the values that `read` gives of a range of a parameter's elements.
     ///
     /// # Errors
     /// What `read` returns.
-    pub fn read<E: From<TensorError>>(
+    pub fn read<E>(
         model: &Model,
+        sharding: Sharding,
         device: &Device,
-        mut read: impl FnMut(&ParameterSpec) -> Result<HostTensor, E>,
+        mut read: impl FnMut(&ParameterSpec, Range<usize>) -> Result<Vec<f32>, E>,
     ) -> Result<Self, E> {
-        Self::from_values(model, |spec| Ok(on_device(read(spec)?.to_f32()?, device)))
-    }
-
-    fn from_values<E>(
-        model: &Model,
-        mut value: impl FnMut(&ParameterSpec) -> Result<Tensor<1>, E>,
-    ) -> Result<Self, E> {
-        let mut parameters = Vec::new();
-        let mut index = HashMap::new();
-        for spec in model.parameters() {
+        let layout = Layout::new(model, sharding);
+        let (mut parameters, mut index) = (Vec::new(), HashMap::new());
+        for spec in layout.parameters() {
+            let range = layout.piece(&spec.name, sharding.rank);
+            if range.is_empty() {
+                continue;
+            }
+            let value = Some(on_device(read(spec, range.clone())?, device));
             index.insert(spec.name.clone(), parameters.len());
-            parameters.push(Parameter { value: Some(value(&spec)?), spec });
+            parameters.push(Parameter { spec: spec.clone(), range, value });
         }
-        Ok(Self { parameters, index })
+        Ok(Self { layout, device: device.clone(), parameters, index })
     }
 
-    /// All parameters, in order.
+    /// Which rank holds what.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The device that the parameters at rest are on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// All pieces that are here, in order.
     pub fn iter(&self) -> impl Iterator<Item = &Parameter> {
         self.parameters.iter()
     }
 
-    /// All parameters, in order.
+    /// All pieces that are here, in order.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
         self.parameters.iter_mut()
     }
 
-    /// A parameter by name.
+    /// This rank's piece of a parameter.
     pub fn get(&self, name: &str) -> Option<&Parameter> {
         self.index.get(name).map(|i| &self.parameters[*i])
     }
 
-    /// Every value as a host tensor.
+    /// This rank's piece of a parameter.
+    pub fn get_mut(&mut self, name: &str) -> Option<&mut Parameter> {
+        self.index.get(name).map(|i| &mut self.parameters[*i])
+    }
+
+    /// Every value as a host tensor, where this rank holds everything.
     ///
     /// # Errors
-    /// If a tensor's size and shape disagree: a fault of the program.
+    /// If a tensor's size and shape disagree: a rank that holds only pieces.
     pub fn to_host(&self) -> Result<Vec<HostTensor>, TensorError> {
         self.parameters
             .iter()

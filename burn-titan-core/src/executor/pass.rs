@@ -6,6 +6,8 @@ use burn::tensor::{DType, Tensor};
 use burn_titan_kernels::inject_gradient;
 use burn_titan_parallel::{Action, CommError, Keep};
 
+use super::exchange::{Gathering, Reducing};
+use super::non_finite::MicroBatch;
 use super::{GradientStore, Machine, ParameterStore, StepError, StepOutcome, scalar};
 use crate::model::{Context, Stream, Unit};
 
@@ -27,8 +29,7 @@ pub(super) struct Pass<'a> {
     machine: Machine<'a>,
     contexts: &'a [Context],
     valid_tokens: usize,
-    /// The first unit that has each parameter: the last of the backward to add to its gradient.
-    owner: HashMap<String, usize>,
+    gathering: Vec<Option<Gathering>>,
     unsharded: Vec<Option<Unsharded>>,
     kept: HashMap<(usize, usize), Kept>,
     /// Output of the last unit that ran, by micro-batch.
@@ -36,27 +37,28 @@ pub(super) struct Pass<'a> {
     /// Gradient of the input of the last unit that ran backward, by micro-batch.
     input_gradient: Vec<Option<Tensor<3>>>,
     losses: Vec<Option<Tensor<1>>>,
+    /// Gradients of this rank's micro-batches that are not reduced.
+    unreduced: GradientStore,
+    reducing: Vec<Option<Reducing>>,
+    /// This rank's pieces of the gradients, summed over all ranks.
     gradients: GradientStore,
 }
 
 impl<'a> Pass<'a> {
     pub(super) fn new(machine: Machine<'a>, contexts: &'a [Context], valid_tokens: usize) -> Self {
-        let mut owner = HashMap::new();
-        for (i, unit) in machine.model.units.iter().enumerate() {
-            for spec in unit.parameters() {
-                owner.entry(spec.name).or_insert(i);
-            }
-        }
+        let units = machine.model.units.len();
         Self {
             machine,
             contexts,
             valid_tokens,
-            owner,
-            unsharded: machine.model.units.iter().map(|_| None).collect(),
+            gathering: (0..units).map(|_| None).collect(),
+            unsharded: (0..units).map(|_| None).collect(),
             kept: HashMap::new(),
             flow: contexts.iter().map(|c| Some(Stream::Tokens(c.tokens.clone()))).collect(),
             input_gradient: contexts.iter().map(|_| None).collect(),
             losses: contexts.iter().map(|_| None).collect(),
+            unreduced: GradientStore::default(),
+            reducing: (0..units).map(|_| None).collect(),
             gradients: GradientStore::default(),
         }
     }
@@ -75,11 +77,25 @@ impl<'a> Pass<'a> {
         parameters: &ParameterStore,
     ) -> Result<(), CommError> {
         match *action {
+            Action::Gather { unit } => {
+                self.gathering[unit] = Some(self.machine.gather(unit, parameters));
+            }
             Action::Unshard { unit } => self.unshard(unit, parameters)?,
             Action::Forward { unit, micro, keep } => self.forward(unit, micro, keep),
             Action::Backward { unit, micro } => self.backward(unit, micro),
             Action::Reshard { unit } => self.unsharded[unit] = None,
-            Action::ReduceGradients { unit } => self.reduce_gradients(unit)?,
+            Action::ReduceGradients { unit } => {
+                let reducing = self.machine.reduce(unit, parameters, &mut self.unreduced);
+                self.reducing[unit] = Some(reducing);
+            }
+            Action::AllReduceGradients { unit } => {
+                let reducing = self.take_reducing(unit);
+                self.reducing[unit] = Some(self.machine.all_reduce(reducing)?);
+            }
+            Action::AwaitGradients { unit } => {
+                let reducing = self.take_reducing(unit);
+                self.machine.reduced(unit, reducing, parameters, &mut self.gradients)?;
+            }
             Action::ClipGradientNorm | Action::OptimizerStep => {
                 unreachable!("{action} is not computed by a pass")
             }
@@ -88,14 +104,9 @@ impl<'a> Pass<'a> {
     }
 
     fn unshard(&mut self, unit: usize, parameters: &ParameterStore) -> Result<(), CommError> {
-        let Machine { model, communicator, compute, .. } = self.machine;
-        let mut full = HashMap::new();
-        for spec in model.units[unit].parameters() {
-            let shard = parameters.get(&spec.name).expect("a unit's parameter is stored").value();
-            let whole =
-                communicator.all_gather_floats(shard.cast(compute), &[spec.elements()]).wait()?;
-            full.insert(spec.name, whole);
-        }
+        let gathering = self.gathering[unit].take().expect("a checked program gathers first");
+        let full = self.machine.gathered(unit, gathering, parameters)?;
+        let model = self.machine.model;
         let mut value = |name: &str| full[name].clone();
         let plain = model.units[unit].with_parameters(false, &mut value);
         let tracked = model.units[unit].with_parameters(true, &mut value);
@@ -148,42 +159,34 @@ impl<'a> Pass<'a> {
             other => unreachable!("no backward starts from {other:?}"),
         };
         self.input_gradient[micro] = input.and_then(|leaf| leaf.grad_remove(&mut gradients));
-        let sums = &mut self.gradients;
+        let sums = &mut self.unreduced;
         let modules = self.unsharded[unit].as_ref().expect("the unit is unsharded");
         modules
             .tracked
             .take_gradients(&mut gradients, &mut |name, gradient| sums.accumulate(name, gradient));
     }
 
-    fn reduce_gradients(&mut self, unit: usize) -> Result<(), CommError> {
-        let Machine { model, communicator, .. } = self.machine;
-        for spec in model.units[unit].parameters() {
-            // A tied parameter's gradient is whole, and reduced, only at the unit that owns it.
-            if self.owner[&spec.name] != unit {
-                continue;
-            }
-            if let Some(gradient) = self.gradients.take(&spec.name) {
-                let shard = communicator.reduce_scatter_sum(gradient, &[spec.elements()]).wait()?;
-                self.gradients.put(&spec.name, shard);
-            }
-        }
-        Ok(())
+    fn take_reducing(&mut self, unit: usize) -> Reducing {
+        self.reducing[unit].take().expect("a checked program reduces first")
     }
 
     /// The step's loss and the global norm of its gradients.
     pub(super) fn measure(&self, parameters: &ParameterStore) -> Result<StepOutcome, StepError> {
-        let loss_of = |loss: &Option<Tensor<1>>| loss.clone().map_or(0.0, scalar);
-        let losses: Vec<f64> = self.losses.iter().map(loss_of).collect();
-        if let Some(micro) = losses.iter().position(|loss| !loss.is_finite()) {
-            let cause = self.machine.broken_loss(parameters, micro, &self.contexts[micro]);
-            return Err(cause.into());
+        let machine = &self.machine;
+        let loss_of = |loss: &Option<Tensor<1>>| loss.clone().map_or(0.0, |x| scalar(x) as f32);
+        let losses: Vec<f32> = self.losses.iter().map(loss_of).collect();
+        let micro_batches = losses.len();
+        let losses = machine.groups.all(&losses, machine.device)?;
+        if let Some(first) = losses.iter().position(|loss| !loss.is_finite()) {
+            let place = MicroBatch { rank: first / micro_batches, micro: first % micro_batches };
+            return Err(machine.broken_loss(parameters, place, self.contexts)?.into());
         }
-        let grad_norm = self.machine.gradient_norm(parameters, &self.gradients)?;
+        let grad_norm = machine.gradient_norm(parameters, &self.gradients)?;
         if !grad_norm.is_finite() {
-            return Err(self.machine.broken_gradient(&self.gradients).into());
+            return Err(machine.broken_gradient(&self.gradients)?.into());
         }
-        let loss = losses.iter().sum::<f64>() / self.valid_tokens.max(1) as f64;
-        Ok(StepOutcome { loss, grad_norm })
+        let sum = losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
+        Ok(StepOutcome { loss: sum / self.valid_tokens.max(1) as f64, grad_norm })
     }
 
     /// The gradients so far.

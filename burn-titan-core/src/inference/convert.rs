@@ -81,7 +81,8 @@ pub fn from_hf(path: &Path, out: &Path, registry: &Registry) -> Result<(), Train
     config.model.overrides = model.config.as_object().cloned().unwrap_or_default();
     config.training.seq_len = model.max_seq_len.min(DEFAULT_SEQ_LEN);
     let state = TrainState { step: 0, updates: 0, cursor: None, model: model.config.clone() };
-    let reader = RefCell::new(WeightReader::new(family, &model, &folder)?);
+    let wanted = model.parameters().into_iter().map(|spec| spec.name).collect();
+    let reader = RefCell::new(WeightReader::new(family, &model, &folder, wanted)?);
     let weights = model.parameters().into_iter().map(|spec| {
         let reader = &reader;
         DeferredTensor::new(spec.name.clone(), HostDtype::F32, &spec.shape.clone(), move || {

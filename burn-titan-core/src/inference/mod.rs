@@ -4,15 +4,14 @@ pub mod convert;
 pub mod eval;
 pub mod generate;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{DType, Device};
-use burn_titan_parallel::OneRank;
+use burn::tensor::Device;
 
 use crate::checkpoint::{self, Checkpoint, HostDtype, HostTensor};
 use crate::config::{Config, parse_resolved};
-use crate::executor::{Executor, ParameterStore};
+use crate::executor::{Executor, Groups, Layout, ParameterStore, Precision, Sharding};
 use crate::hf::HfFolder;
 use crate::model::{HfWeights, Model, ModelFamily, ParameterSpec, Registry};
 use crate::trainer::{TOKENIZER_FILE, TrainError, family};
@@ -45,8 +44,9 @@ impl LoadedModel {
         device: Device,
     ) -> Result<Self, TrainError> {
         let (checkpoint, config, model) = open_checkpoint(path, registry)?;
-        let parameters = ParameterStore::read(&model, &device, |spec| {
-            checkpoint.tensor_of(&spec.name, HostDtype::F32, &spec.shape).map_err(TrainError::from)
+        let parameters = ParameterStore::read(&model, Sharding::WHOLE, &device, |spec, _| {
+            let tensor = checkpoint.tensor_of(&spec.name, HostDtype::F32, &spec.shape)?;
+            Ok::<_, TrainError>(tensor.to_f32()?)
         })?;
         let tokenizer = checkpoint_tokenizer(&checkpoint, &config);
         Ok(Self { executor: executor(model, parameters, device), config: Some(config), tokenizer })
@@ -60,7 +60,7 @@ impl LoadedModel {
         let folder = HfFolder::open(path)?;
         let family = recognise(&folder, registry)?;
         let model = build(family, &family.config_from_hf(&folder)?, DEFAULT_ATTENTION)?;
-        let parameters = hf_parameters(family, &model, &folder, &device)?;
+        let parameters = hf_parameters(family, &model, &folder, Sharding::WHOLE, &device)?;
         let tokenizer = tokenizer_of(path);
         Ok(Self { executor: executor(model, parameters, device), config: None, tokenizer })
     }
@@ -93,7 +93,7 @@ fn chosen_tokenizer<'a>(
 }
 
 fn executor(model: Model, parameters: ParameterStore, device: Device) -> Executor {
-    Executor::new(model, parameters, device, DType::F32, Box::new(OneRank))
+    Executor::new(model, parameters, device, Precision::F32, Groups::one())
 }
 
 /// The checkpoint at a path, the config of its run and its model's skeleton. All files are verified.
@@ -140,15 +140,21 @@ pub(crate) fn build(
     })
 }
 
-/// A model's parameters out of a Hugging Face folder.
+/// A rank's pieces of a model's parameters out of a Hugging Face folder.
 pub(crate) fn hf_parameters(
     family: &dyn ModelFamily,
     model: &Model,
     folder: &HfFolder,
+    sharding: Sharding,
     device: &Device,
 ) -> Result<ParameterStore, TrainError> {
-    let mut weights = WeightReader::new(family, model, folder)?;
-    ParameterStore::read(model, device, |spec| weights.take(spec))
+    let layout = Layout::new(model, sharding);
+    let here = |spec: &&ParameterSpec| !layout.piece(&spec.name, sharding.rank).is_empty();
+    let wanted = layout.parameters().filter(here).map(|spec| spec.name.clone()).collect();
+    let mut weights = WeightReader::new(family, model, folder, wanted)?;
+    ParameterStore::read(model, sharding, device, |spec, range| {
+        Ok(weights.take(spec)?.to_f32()?[range].to_vec())
+    })
 }
 
 /// The weights of a Hugging Face folder, by name. They come in an order of the family's own; those that
@@ -156,6 +162,8 @@ pub(crate) fn hf_parameters(
 struct WeightReader<'a> {
     folder: &'a Path,
     weights: HfWeights<'a>,
+    /// Those that will be asked for.
+    wanted: HashSet<String>,
     waiting: HashMap<String, HostTensor>,
 }
 
@@ -164,9 +172,10 @@ impl<'a> WeightReader<'a> {
         family: &dyn ModelFamily,
         model: &Model,
         folder: &'a HfFolder,
+        wanted: HashSet<String>,
     ) -> Result<Self, TrainError> {
         let weights = family.weights_from_hf(&model.config, folder)?;
-        Ok(Self { folder: folder.path(), weights, waiting: HashMap::new() })
+        Ok(Self { folder: folder.path(), weights, wanted, waiting: HashMap::new() })
     }
 
     fn take(&mut self, spec: &ParameterSpec) -> Result<HostTensor, TrainError> {
@@ -179,6 +188,9 @@ impl<'a> WeightReader<'a> {
                 return Err(failed(format!("the weights lack `{}`", spec.name)));
             };
             let weight = weight?;
+            if !self.wanted.contains(weight.name()) {
+                continue;
+            }
             self.waiting.insert(weight.name().into(), weight);
         };
         if weight.shape() == spec.shape {

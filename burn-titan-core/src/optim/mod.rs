@@ -3,18 +3,22 @@
 //! State is keyed by parameter name, so that it survives any change of mesh or of construction order.
 
 mod muon;
+mod owners;
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use burn::tensor::{Device, Tensor};
 use burn_titan_kernels::{AdamwStep, adamw};
+use burn_titan_parallel::{CommError, Communicator};
 use thiserror::Error;
 
 pub use muon::{MuonRule, muon_update};
+use owners::Matrix;
 
 use crate::checkpoint::{CheckpointError, DeferredTensor, HostTensor, TensorError};
 use crate::config::{NamePattern, OptimizerConfig, OptimizerKind};
-use crate::executor::{GradientStore, ParameterStore, on_device, on_host};
+use crate::executor::{GradientStore, Layout, ParameterStore, on_device, on_host};
 use crate::model::ParameterSpec;
 
 /// The factor that scales gradients of norm `norm` down to `max_norm`: `min(1, max_norm / (norm +
@@ -119,6 +123,13 @@ pub fn parameter_rules(
     Ok(rules)
 }
 
+/// What a step scales.
+#[derive(Clone, Copy)]
+struct Scale {
+    lr: f64,
+    gradient: f64,
+}
+
 enum State {
     Adamw { exp_avg: Tensor<1>, exp_avg_sq: Tensor<1> },
     Muon { momentum: Tensor<1> },
@@ -147,82 +158,125 @@ impl Optimizer {
     }
 
     /// Updates all parameters that have a gradient. `lr_factor` scales the peak learning rates,
-    /// `gradient_scale` the gradients, which are consumed.
+    /// `gradient_scale` the gradients, which are consumed. `shard` are the ranks that share the parameters.
+    ///
+    /// # Errors
+    /// If an exchange between them fails.
     pub fn step(
         &mut self,
         parameters: &mut ParameterStore,
         gradients: &mut GradientStore,
         lr_factor: f64,
         gradient_scale: f64,
-    ) {
+        shard: &dyn Communicator,
+    ) -> Result<(), CommError> {
         self.updates += 1;
-        for parameter in parameters.iter_mut() {
-            let spec = parameter.spec.clone();
-            let Some(gradient) = gradients.take(&spec.name) else { continue };
-            let rule = self.rules[&spec.name];
-            let state = self.states.remove(&spec.name);
-            let mut next = None;
-            parameter.update(|value| {
-                let (value, state) =
-                    self.update(rule, state, &spec, value, gradient, lr_factor, gradient_scale);
-                next = Some(state);
-                value
-            });
-            if let Some(state) = next {
-                self.states.insert(spec.name, state);
-            }
-        }
+        let scale = Scale { lr: lr_factor, gradient: gradient_scale };
+        self.muon_step(parameters, gradients, scale, shard)?;
+        self.adamw_step(parameters, gradients, scale);
+        Ok(())
     }
 
-    fn update(
-        &self,
-        rule: ParameterRule,
-        state: Option<State>,
-        spec: &ParameterSpec,
-        value: Tensor<1>,
-        gradient: Tensor<1>,
-        lr_factor: f64,
-        gradient_scale: f64,
-    ) -> (Tensor<1>, State) {
-        let lr = rule.lr * lr_factor;
-        match rule.kind {
-            OptimizerKind::Adamw => {
+    fn adamw_step(
+        &mut self,
+        parameters: &mut ParameterStore,
+        gradients: &mut GradientStore,
+        scale: Scale,
+    ) {
+        for parameter in parameters.iter_mut() {
+            let name = parameter.spec.name.clone();
+            let rule = self.rules[&name];
+            if rule.kind != OptimizerKind::Adamw {
+                continue;
+            }
+            let Some(gradient) = gradients.take(&name) else { continue };
+            let step = AdamwStep {
+                lr: rule.lr * scale.lr,
+                beta1: self.config.beta1,
+                beta2: self.config.beta2,
+                eps: self.config.eps,
+                weight_decay: rule.weight_decay,
+                step: self.updates,
+                gradient_scale: scale.gradient,
+            };
+            let state = self.states.remove(&name);
+            let mut next = None;
+            parameter.update(|value| {
                 let (exp_avg, exp_avg_sq) = match state {
                     Some(State::Adamw { exp_avg, exp_avg_sq }) => (exp_avg, exp_avg_sq),
                     _ => (value.zeros_like(), value.zeros_like()),
                 };
-                let step = AdamwStep {
-                    lr,
-                    beta1: self.config.beta1,
-                    beta2: self.config.beta2,
-                    eps: self.config.eps,
-                    weight_decay: rule.weight_decay,
-                    step: self.updates,
-                    gradient_scale,
-                };
                 let [value, exp_avg, exp_avg_sq] =
                     adamw(value, gradient, exp_avg, exp_avg_sq, step);
-                (value, State::Adamw { exp_avg, exp_avg_sq })
-            }
-            OptimizerKind::Muon => {
-                let momentum = match state {
-                    Some(State::Muon { momentum }) => momentum,
-                    _ => value.zeros_like(),
-                };
-                let muon = MuonRule {
-                    lr,
-                    weight_decay: rule.weight_decay,
-                    momentum: self.config.momentum,
-                    nesterov: self.config.nesterov,
-                    ns_steps: self.config.ns_steps,
-                    adjust_lr: self.config.adjust_lr,
-                };
-                let shape = [spec.shape[0], spec.shape[1]];
-                let (value, momentum) =
-                    muon_update(shape, value, gradient * gradient_scale, momentum, &muon);
-                (value, State::Muon { momentum })
+                next = Some(State::Adamw { exp_avg, exp_avg_sq });
+                value
+            });
+            self.states.extend(next.map(|state| (name, state)));
+        }
+    }
+
+    fn muon_step(
+        &mut self,
+        parameters: &mut ParameterStore,
+        gradients: &mut GradientStore,
+        scale: Scale,
+        shard: &dyn Communicator,
+    ) -> Result<(), CommError> {
+        let is_due = |spec: &&ParameterSpec| {
+            self.rules[&spec.name].kind == OptimizerKind::Muon && gradients.has(&spec.name)
+        };
+        let due: Vec<ParameterSpec> =
+            parameters.layout().parameters().filter(is_due).cloned().collect();
+        // One rank takes one matrix after the other; several exchange all of them at once.
+        let together = if shard.size() == 1 { 1 } else { due.len().max(1) };
+        for specs in due.chunks(together) {
+            let matrix = |spec: &ParameterSpec| {
+                let rule = self.muon_rule(&spec.name, scale);
+                let gradient = gradients.take(&spec.name);
+                let update = gradient.map(|g| self.momentum(spec, g * scale.gradient, &rule));
+                Matrix { spec: spec.clone(), rule, update }
+            };
+            let matrices: Vec<Matrix> = specs.iter().map(matrix).collect();
+            let (layout, device) = (parameters.layout(), parameters.device());
+            let directions = owners::directions(matrices, layout, shard, device)?;
+            for (spec, direction) in specs.iter().zip(directions) {
+                let rule = self.muon_rule(&spec.name, scale);
+                if let (Some(parameter), Some(direction)) =
+                    (parameters.get_mut(&spec.name), direction)
+                {
+                    parameter.update(|value| muon::moved(value, direction, &rule));
+                }
             }
         }
+        Ok(())
+    }
+
+    fn muon_rule(&self, name: &str, scale: Scale) -> MuonRule {
+        let rule = self.rules[name];
+        MuonRule {
+            lr: rule.lr * scale.lr,
+            weight_decay: rule.weight_decay,
+            momentum: self.config.momentum,
+            nesterov: self.config.nesterov,
+            ns_steps: self.config.ns_steps,
+            adjust_lr: self.config.adjust_lr,
+        }
+    }
+
+    /// Takes a gradient into a matrix's momentum and gives its update.
+    fn momentum(
+        &mut self,
+        spec: &ParameterSpec,
+        gradient: Tensor<1>,
+        rule: &MuonRule,
+    ) -> Tensor<1> {
+        let momentum = match self.states.remove(&spec.name) {
+            Some(State::Muon { momentum }) => momentum,
+            _ => gradient.zeros_like(),
+        };
+        let (update, momentum) = muon::momentum(gradient, momentum, rule);
+        self.states.insert(spec.name.clone(), State::Muon { momentum });
+        update
     }
 
     /// Updates so far.
@@ -275,28 +329,29 @@ impl Optimizer {
     }
 
     /// Restores the state after `updates` updates. `has(name)` tells whether there is a tensor of that
-    /// name of [`Optimizer::to_host`], `read(name, spec)` gives it. A parameter without any state starts
-    /// with none, as one that never had a gradient; of any other, all that its optimizer needs is read.
+    /// name of [`Optimizer::to_host`], `read(name, spec, range)` gives a range of its elements. A parameter
+    /// without any state starts with none, as one that never had a gradient; of any other, all that its
+    /// optimizer needs is read.
     ///
     /// # Errors
     /// What `read` returns, for what is missing too: the state is of another optimizer.
-    pub fn restore<E: From<TensorError>>(
+    pub fn restore<E>(
         &mut self,
         updates: u64,
-        parameters: &[ParameterSpec],
+        layout: &Layout,
         device: &Device,
         has: impl Fn(&str) -> bool,
-        mut read: impl FnMut(&str, &ParameterSpec) -> Result<HostTensor, E>,
+        mut read: impl FnMut(&str, &ParameterSpec, Range<usize>) -> Result<Vec<f32>, E>,
     ) -> Result<(), E> {
         self.updates = updates;
         self.states.clear();
-        for spec in parameters {
-            if !STATES.iter().any(|state| has(&state_name(spec, state))) {
+        for spec in layout.parameters() {
+            let range = layout.piece(&spec.name, layout.sharding().rank);
+            if range.is_empty() || !STATES.iter().any(|state| has(&state_name(spec, state))) {
                 continue;
             }
             let mut value = |state: &str| -> Result<Tensor<1>, E> {
-                let tensor = read(&state_name(spec, state), spec)?;
-                Ok(on_device(tensor.to_f32()?, device))
+                Ok(on_device(read(&state_name(spec, state), spec, range.clone())?, device))
             };
             let state = match self.rules[&spec.name].kind {
                 OptimizerKind::Adamw => {

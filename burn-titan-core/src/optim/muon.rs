@@ -28,8 +28,18 @@ pub struct MuonRule {
 
 /// One step on a `[inputs, outputs]` matrix, all tensors flat; returns the new value and momentum.
 pub fn muon_update(
-    [inputs, outputs]: [usize; 2],
+    shape: [usize; 2],
     value: Tensor<1>,
+    gradient: Tensor<1>,
+    momentum: Tensor<1>,
+    rule: &MuonRule,
+) -> (Tensor<1>, Tensor<1>) {
+    let (update, momentum) = self::momentum(gradient, momentum, rule);
+    (moved(value, direction(shape, update, rule), rule), momentum)
+}
+
+/// The update before it is orthogonalised, and the new momentum; element by element, so also of a piece.
+pub(super) fn momentum(
     gradient: Tensor<1>,
     momentum: Tensor<1>,
     rule: &MuonRule,
@@ -41,14 +51,28 @@ pub fn muon_update(
     } else {
         momentum.clone()
     };
+    (update, momentum)
+}
+
+/// The direction of the step of a whole `[inputs, outputs]` matrix, flat: its update orthogonalised, times
+/// the ratio.
+pub(super) fn direction(
+    [inputs, outputs]: [usize; 2],
+    update: Tensor<1>,
+    rule: &MuonRule,
+) -> Tensor<1> {
     let (rows, columns) = (outputs as f64, inputs as f64);
     let ratio = match rule.adjust_lr {
         MuonAdjustLr::Original => (rows / columns).max(1.0).sqrt(),
         MuonAdjustLr::MatchRmsAdamw => 0.2 * rows.max(columns).sqrt(),
     };
     let direction = orthogonalised(update.reshape([inputs, outputs]), rule.ns_steps);
-    let direction: Tensor<1> = direction.reshape([inputs * outputs]);
-    (value * (1.0 - rule.lr * rule.weight_decay) - direction * (rule.lr * ratio), momentum)
+    direction.reshape([inputs * outputs]) * ratio
+}
+
+/// The value after the step; element by element, so also of a piece.
+pub(super) fn moved(value: Tensor<1>, direction: Tensor<1>, rule: &MuonRule) -> Tensor<1> {
+    value * (1.0 - rule.lr * rule.weight_decay) - direction * rule.lr
 }
 
 /// Newton-Schulz iterations on the smaller side: `X = a X + (b X X^T + c (X X^T)^2) X`.

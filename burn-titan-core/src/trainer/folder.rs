@@ -3,9 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use burn::tensor::Device;
+
 use super::{TrainError, checkpoint_dir, output_dir};
 use crate::checkpoint::{self, CheckpointError, FileError, Lock, lock_file};
 use crate::config::Config;
+use crate::executor::Groups;
 
 /// Held by the run that writes to the folder. Not the name of the lock of a save, for checkpoints may
 /// lie in the same folder.
@@ -13,6 +16,19 @@ const LOCK_FILE: &str = ".run.lock";
 
 /// What a run that starts anew would overwrite.
 const RECORDS: [&str; 2] = ["metrics.jsonl", "config.yaml"];
+
+/// As [`enter`], by the first rank, which tells the others what they continue from.
+pub(super) fn enter_together(
+    config: &Config,
+    groups: &Groups,
+    device: &Device,
+) -> Result<(Option<Lock>, Option<PathBuf>), TrainError> {
+    let entered = if groups.data.rank() == 0 { Some(enter(config)?) } else { None };
+    let (lock, resume) = entered.map_or((None, None), |(lock, resume)| (Some(lock), resume));
+    let text = resume.map(|path| path.display().to_string()).unwrap_or_default();
+    let text = groups.told_by_first(&text, device)?;
+    Ok((lock, (!text.is_empty()).then(|| PathBuf::from(text))))
+}
 
 /// Takes the lock of a run's output folder, which is held until the value is dropped, also by the death
 /// of the process; gives it with the checkpoint that the run continues from.

@@ -5,30 +5,29 @@ mod fits;
 mod folder;
 mod prepare;
 mod report;
+mod start;
 mod state;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::tensor::{DType, Device};
-use burn_titan_parallel::{Communicator, Mesh, OneRank, Program, check, step};
+use burn_titan_parallel::{Program, World};
 
 pub use error::{NonFiniteStep, TrainError};
 pub use prepare::{HF_FLAVOR, Prepared, family, initial_model, prepare};
 use report::Report;
+use start::DataRank;
 pub(crate) use state::{TOKENIZER_FILE, TrainState};
 
 use crate::checkpoint::Lock;
-use crate::config::{
-    ActivationCheckpointMode, ComputeDtype, Config, DeviceKind, OnNonFinite, ReduceDtype, to_yaml,
-};
+use crate::config::{ComputeDtype, Config, DeviceKind, OnNonFinite, to_yaml};
 use crate::data::{Batch, Cursor, Loader, LoaderOptions, StreamOptions};
-use crate::executor::{Executor, ParameterStore, StepError, StepRule};
-use crate::hf::HfFolder;
+use crate::executor::{Executor, StepError, StepRule};
 use crate::lr_schedule;
 use crate::metrics::StepMetrics;
-use crate::model::{Context, HeadOutput, Model, Registry, Stream};
-use crate::optim::{Optimizer, parameter_rules};
+use crate::model::{Context, HeadOutput, Registry, Stream};
+use crate::optim::Optimizer;
 
 /// What a finished run reached.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,13 +68,6 @@ pub fn open_device(kind: DeviceKind, compute: ComputeDtype) -> Result<Device, Tr
     Ok(device)
 }
 
-/// What exchanges tensors between ranks, in the format of `precision.reduce`.
-fn communicator(reduce: ReduceDtype) -> Box<dyn Communicator> {
-    match reduce {
-        ReduceDtype::Float32 => Box::new(OneRank),
-    }
-}
-
 fn compute_dtype(compute: ComputeDtype) -> DType {
     match compute {
         ComputeDtype::Float32 => DType::F32,
@@ -83,14 +75,29 @@ fn compute_dtype(compute: ComputeDtype) -> DType {
     }
 }
 
-/// Runs the training that a prepared config describes, from its newest checkpoint if there is one.
+/// Runs the training that a prepared config describes, from its newest checkpoint if there is one, as one rank
+/// of a world. All ranks of it return the same numbers.
 ///
 /// # Errors
-/// Whatever stops a run: data, checkpoints, a device, a loss that is not finite.
-pub fn train(prepared: Prepared, registry: &Registry) -> Result<TrainSummary, TrainError> {
+/// Whatever stops a run: data, checkpoints, a device, a loss that is not finite, another rank. The other ranks
+/// are told, and stop too.
+pub fn train(
+    prepared: Prepared,
+    registry: &Registry,
+    world: World,
+) -> Result<TrainSummary, TrainError> {
+    let result = run(prepared, registry, &world);
+    match &result {
+        Ok(_) => world.close()?,
+        Err(error) => world.abort(&error.to_string()),
+    }
+    result
+}
+
+fn run(prepared: Prepared, registry: &Registry, world: &World) -> Result<TrainSummary, TrainError> {
     let output_dir = output_dir(&prepared.config);
     let steps = prepared.config.training.steps as u64;
-    match Trainer::new(prepared, registry)? {
+    match Trainer::new(prepared, registry, world)? {
         Some(trainer) => trainer.run(),
         None => Ok(TrainSummary { steps, loss: None, validation_loss: None, output_dir }),
     }
@@ -102,6 +109,8 @@ struct Trainer {
     optimizer: Optimizer,
     program: Program,
     stream: StreamOptions,
+    /// This rank among those that read different samples.
+    data: DataRank,
     /// Contents of the tokenizer, as it was when the run began.
     tokenizer: Option<Vec<u8>>,
     loader: Loader,
@@ -110,85 +119,11 @@ struct Trainer {
     report: Report,
     /// Optimizer steps done.
     step: u64,
-    /// Keeps other runs out of the output folder.
-    _lock: Lock,
+    /// Keeps other runs out of the output folder; the first rank's.
+    _lock: Option<Lock>,
 }
 
 impl Trainer {
-    /// `None` where all steps are done already.
-    fn new(prepared: Prepared, registry: &Registry) -> Result<Option<Self>, TrainError> {
-        let Prepared { config, model } = prepared;
-        let device = open_device(config.training.device, config.precision.compute)?;
-        let mesh = Mesh::new(prepare::degrees(&config), 1)?;
-        let specs = model.parameters();
-        let rules = parameter_rules(&config.optimizer, &specs)?;
-        fits::check(config.training.device, &specs, &rules)?;
-        let (lock, resume) = folder::enter(&config)?;
-        let stream = StreamOptions::training(
-            &config.data,
-            model.vocab_size,
-            config.training.seq_len,
-            config.training.seed,
-        )?;
-        let tokenizer = state::tokenizer_of(&config)?;
-        let mut optimizer = Optimizer::new(&config.optimizer, &specs)?;
-        let resumed = match &resume {
-            Some(folder) => Some(state::load(folder, &model, &mut optimizer, &device)?),
-            None => None,
-        };
-        if let Some(resumed) = &resumed
-            && resumed.is_complete(&config)?
-        {
-            return Ok(None);
-        }
-        let schedule_change = resumed.as_ref().and_then(|run| run.schedule_change(&config));
-        let (parameters, state) = match resumed {
-            Some(resumed) => (resumed.parameters, Some(resumed.state)),
-            None => (initial_parameters(&config, &model, registry, &device)?, None),
-        };
-        let step = state.as_ref().map_or(0, |state| state.step);
-        let cursor = state.and_then(|state| state.cursor);
-        let program = step::training(
-            model.units.len(),
-            micro_batches(&config, &mesh),
-            config.activation_checkpoint.mode == ActivationCheckpointMode::Full,
-        );
-        check::check(&program)?;
-        let loader = Loader::spawn(LoaderOptions {
-            stream: stream.clone(),
-            local_batch_size: config.training.local_batch_size,
-            rank: 0,
-            world: mesh.data_parallel(),
-            prefetch_batches: config.data.prefetch_batches,
-            cursor: cursor.clone(),
-        })?;
-        let report = Report::open(&config, &model, step, resume.as_deref())?;
-        if let Some(change) = schedule_change {
-            report.message(&change);
-        }
-        let compute = compute_dtype(config.precision.compute);
-        let executor = Executor::new(
-            model,
-            parameters,
-            device,
-            compute,
-            communicator(config.precision.reduce),
-        );
-        Ok(Some(Self {
-            config,
-            executor,
-            optimizer,
-            program,
-            stream,
-            tokenizer,
-            loader,
-            cursor,
-            report,
-            step,
-            _lock: lock,
-        }))
-    }
-
     fn run(mut self) -> Result<TrainSummary, TrainError> {
         let total = self.config.training.steps as u64;
         let mut last = None;
@@ -232,7 +167,9 @@ impl Trainer {
             .iter()
             .map(|batch| Context::new(batch, HeadOutput::Loss, self.executor.device()))
             .collect();
+        let groups = self.executor.groups();
         let valid_tokens = batches.iter().map(|batch| batch.valid_tokens).sum();
+        let valid_tokens = groups.total(valid_tokens, self.executor.device())?;
         let result = self.executor.train_step(
             &self.program,
             &contexts,
@@ -245,7 +182,13 @@ impl Trainer {
             Ok(outcome) => (outcome.loss, outcome.grad_norm),
             Err(StepError::Communication(error)) => return Err(error.into()),
             Err(StepError::NonFinite(error)) => {
-                let blamed = error.micro_batch().map_or(&batches[..], |m| &batches[m..=m]);
+                let blamed = match error.micro_batch() {
+                    None => &batches[..],
+                    Some(place) if place.rank == self.data.rank => {
+                        &batches[place.micro..=place.micro]
+                    }
+                    Some(_) => &[],
+                };
                 let broken = NonFiniteStep::new(self.step, blamed, error);
                 if training.on_non_finite == OnNonFinite::Stop {
                     return Err(TrainError::NonFinite(broken));
@@ -256,6 +199,7 @@ impl Trainer {
         };
         let step_seconds = start.elapsed().as_secs_f64();
         let tokens: usize = batches.iter().map(|batch| batch.batch * batch.seq).sum();
+        let tokens = tokens * self.data.ranks;
         let mut metrics = StepMetrics {
             step: self.step,
             loss,
@@ -265,7 +209,7 @@ impl Trainer {
             step_seconds,
             ..StepMetrics::default()
         };
-        self.report.rates(&mut metrics, tokens, self.executor.device());
+        self.report.rates(&mut metrics, tokens, &self.executor)?;
         if self.is_due(self.config.validation.enable, self.config.validation.interval) {
             metrics.validation_loss = Some(self.validate()?);
         }
@@ -293,8 +237,8 @@ impl Trainer {
         let mut loader = Loader::spawn(LoaderOptions {
             stream: self.stream.validation(&self.config.data),
             local_batch_size: self.config.training.local_batch_size,
-            rank: 0,
-            world: 1,
+            rank: self.data.rank,
+            world: self.data.ranks,
             prefetch_batches: self.config.data.prefetch_batches,
             cursor: None,
         })?;
@@ -309,6 +253,8 @@ impl Trainer {
             loss += loss_of(self.executor.forward(&context)?);
             tokens += batch.valid_tokens;
         }
+        let (groups, device) = (self.executor.groups(), self.executor.device());
+        let (loss, tokens) = (groups.sum(loss, device)?, groups.total(tokens, device)?);
         if tokens == 0 {
             return Err(TrainError::File {
                 path: "data.validation".into(),
@@ -346,24 +292,4 @@ pub(crate) fn loss_of(stream: Stream) -> f64 {
         Stream::Loss(loss) => crate::executor::scalar(loss),
         other => unreachable!("the head was asked for a loss, but gave {other:?}"),
     }
-}
-
-/// Micro-batches of a step on each rank.
-fn micro_batches(config: &Config, mesh: &Mesh) -> usize {
-    let local = config.training.local_batch_size * mesh.data_parallel();
-    config.training.global_batch_size.map_or(1, |global| (global / local).max(1))
-}
-
-fn initial_parameters(
-    config: &Config,
-    model: &Model,
-    registry: &Registry,
-    device: &Device,
-) -> Result<ParameterStore, TrainError> {
-    let Some(path) = &config.model.initial_hf else {
-        return Ok(ParameterStore::initial(model, config.training.seed, device));
-    };
-    let folder = HfFolder::open(path)?;
-    let family = prepare::family(registry, &config.model.name)?;
-    crate::inference::hf_parameters(family, model, &folder, device)
 }

@@ -3,32 +3,107 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
 use burn_titan_kernels::device::matmul_tflops;
 
 use super::{TrainError, folder, output_dir};
 use crate::config::{Config, to_yaml};
+use crate::executor::{Executor, Groups};
 use crate::metrics::{
     EventWriter, MetricsLog, Progress, StepMetrics, memory_use, read_metrics, write_loss_svg,
 };
 use crate::model::Model;
 
 pub(super) struct Report {
+    flops_per_token: f64,
+    /// What one device reaches at best, if the config says it.
+    device_peak_tflops: Option<f64>,
+    /// What all devices of the run reach at best together.
+    peak_tflops: Option<f64>,
+    /// What the first rank writes, and it alone.
+    records: Option<Records>,
+}
+
+/// What is shown and written.
+struct Records {
     title: String,
     folder: PathBuf,
-    flops_per_token: f64,
-    peak_tflops: Option<f64>,
     progress: Progress,
     log: MetricsLog,
     events: Option<EventWriter>,
 }
 
 impl Report {
+    /// The report of a run that is at `step`; only the first rank writes anything.
     pub(super) fn open(
         config: &Config,
         model: &Model,
         step: u64,
         resumed: Option<&Path>,
+        groups: &Groups,
+    ) -> Result<Self, TrainError> {
+        let is_first = groups.data.rank() == 0;
+        let open = || Records::open(config, model, step, resumed, groups.data.size());
+        Ok(Self {
+            flops_per_token: model.flops_per_token(config.training.seq_len),
+            device_peak_tflops: config.metrics.peak_tflops,
+            peak_tflops: None,
+            records: is_first.then(open).transpose()?,
+        })
+    }
+
+    /// Fills in rates and memory of a step of so many tokens over all ranks, each of which calls it.
+    pub(super) fn rates(
+        &mut self,
+        metrics: &mut StepMetrics,
+        tokens: usize,
+        executor: &Executor,
+    ) -> Result<(), TrainError> {
+        let peak = match self.peak_tflops {
+            Some(peak) => peak,
+            None => {
+                // All ranks measure at once: those that share a device, or cores, share what it reaches.
+                let device = executor.device();
+                let here = self.device_peak_tflops.unwrap_or_else(|| matmul_tflops(device));
+                *self.peak_tflops.insert(executor.groups().sum(here, device)?)
+            }
+        };
+        metrics.tokens_per_second = tokens as f64 / metrics.step_seconds;
+        metrics.tflops = metrics.tokens_per_second * self.flops_per_token / 1e12;
+        metrics.mfu = metrics.tflops / peak;
+        metrics.memory_gib = memory_use().map_or(0.0, |memory| memory.peak_gib());
+        Ok(())
+    }
+
+    pub(super) fn step(&mut self, metrics: &StepMetrics) -> Result<(), TrainError> {
+        self.records.as_mut().map_or(Ok(()), |records| records.step(metrics))
+    }
+
+    /// Returns when the rows of all steps are on the disk.
+    pub(super) fn sync(&self) -> Result<(), TrainError> {
+        let log = self.records.as_ref().map(|records| &records.log);
+        log.map_or(Ok(()), MetricsLog::sync).map_err(TrainError::Record)
+    }
+
+    pub(super) fn message(&self, text: &str) {
+        if let Some(records) = &self.records {
+            records.progress.message(text);
+        }
+    }
+
+    pub(super) fn finish(&self) -> Result<(), TrainError> {
+        let Some(records) = &self.records else { return Ok(()) };
+        records.progress.finish();
+        records.draw()
+    }
+}
+
+impl Records {
+    fn open(
+        config: &Config,
+        model: &Model,
+        step: u64,
+        resumed: Option<&Path>,
+        ranks: usize,
     ) -> Result<Self, TrainError> {
         let folder = output_dir(config);
         let aside = if resumed.is_none() { folder::set_aside(&folder)? } else { None };
@@ -43,11 +118,12 @@ impl Report {
         let total = config.training.steps as u64;
         let progress = Progress::new(total, step, config.metrics.log_interval as u64);
         progress.message(&format!(
-            "{} {} ({} parameters) on {}: {}",
+            "{} {} ({} parameters) on {}{}: {}",
             config.model.name,
             config.model.flavor,
             grouped(model.parameter_count()),
             device_name(config),
+            if ranks > 1 { format!(", {ranks} ranks") } else { String::new() },
             match resumed {
                 Some(path) => format!("continues from {}", path.display()),
                 None => format!("starts, writing to {}", folder.display()),
@@ -57,27 +133,10 @@ impl Report {
             let aside = aside.display();
             progress.message(&format!("the metrics of an earlier run are now in {aside}"));
         }
-        Ok(Self {
-            title: config.run.name.clone(),
-            flops_per_token: model.flops_per_token(config.training.seq_len),
-            peak_tflops: config.metrics.peak_tflops,
-            folder,
-            progress,
-            log,
-            events,
-        })
+        Ok(Self { title: config.run.name.clone(), folder, progress, log, events })
     }
 
-    /// Fills in rates and memory of a step of so many tokens.
-    pub(super) fn rates(&mut self, metrics: &mut StepMetrics, tokens: usize, device: &Device) {
-        let peak = *self.peak_tflops.get_or_insert_with(|| matmul_tflops(device));
-        metrics.tokens_per_second = tokens as f64 / metrics.step_seconds;
-        metrics.tflops = metrics.tokens_per_second * self.flops_per_token / 1e12;
-        metrics.mfu = metrics.tflops / peak;
-        metrics.memory_gib = memory_use().map_or(0.0, |memory| memory.peak_gib());
-    }
-
-    pub(super) fn step(&mut self, metrics: &StepMetrics) -> Result<(), TrainError> {
+    fn step(&mut self, metrics: &StepMetrics) -> Result<(), TrainError> {
         self.log.append(metrics).map_err(TrainError::Record)?;
         if let Some(events) = &mut self.events {
             events.write_step(metrics).map_err(TrainError::Record)?;
@@ -88,20 +147,6 @@ impl Report {
             self.draw()?;
         }
         Ok(())
-    }
-
-    /// Returns when the rows of all steps are on the disk.
-    pub(super) fn sync(&self) -> Result<(), TrainError> {
-        self.log.sync().map_err(TrainError::Record)
-    }
-
-    pub(super) fn message(&self, text: &str) {
-        self.progress.message(text);
-    }
-
-    pub(super) fn finish(&self) -> Result<(), TrainError> {
-        self.progress.finish();
-        self.draw()
     }
 
     fn draw(&self) -> Result<(), TrainError> {

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
@@ -15,8 +16,8 @@ use crate::checkpoint::{
 };
 use crate::config::{Config, parse_resolved};
 use crate::data::{Cursor, TokenizerError};
-use crate::executor::{Executor, ParameterStore, on_host};
-use crate::model::Model;
+use crate::executor::{Executor, ParameterStore, Sharding, on_host};
+use crate::model::{Model, ParameterSpec};
 use crate::optim::Optimizer;
 
 /// The copy of the run's tokenizer in a checkpoint.
@@ -123,6 +124,7 @@ pub(super) fn load(
     folder: &Path,
     model: &Model,
     optimizer: &mut Optimizer,
+    sharding: Sharding,
     device: &Device,
 ) -> Result<Resumed, TrainError> {
     let checkpoint = checkpoint::open(folder)?;
@@ -132,19 +134,23 @@ pub(super) fn load(
         let checkpoint = folder.display().to_string();
         return Err(TrainError::OtherModel { checkpoint, field, saved, wanted });
     }
-    let parameters = ParameterStore::read(model, device, |spec| {
-        checkpoint.tensor_of(&spec.name, HostDtype::F32, &spec.shape).map_err(TrainError::from)
+    let parameters = ParameterStore::read(model, sharding, device, |spec, range| {
+        let tensor = checkpoint.tensor_of(&spec.name, HostDtype::F32, &spec.shape)?;
+        Ok::<_, TrainError>(tensor.to_f32()?[range].to_vec())
     })?;
     let saved: HashSet<&str> = checkpoint.optimizer_tensors().map(|entry| entry.name).collect();
     let has = |name: &str| saved.contains(name);
-    optimizer.restore(state.updates, &model.parameters(), device, has, |name, spec| {
-        checkpoint.tensor_of(name, HostDtype::F32, &spec.shape).map_err(|error| match error {
+    let read = |name: &str, spec: &ParameterSpec, range: Range<usize>| {
+        let tensor = checkpoint.tensor_of(name, HostDtype::F32, &spec.shape);
+        let tensor = tensor.map_err(|error| match error {
             CheckpointError::MissingTensor { path, name, .. } => {
                 TrainError::OtherOptimizer { checkpoint: path.display().to_string(), state: name }
             }
             other => other.into(),
-        })
-    })?;
+        })?;
+        Ok::<_, TrainError>(tensor.to_f32()?[range].to_vec())
+    };
+    optimizer.restore(state.updates, parameters.layout(), device, has, read)?;
     let config = parse_resolved(&checkpoint.config_yaml()?).ok();
     Ok(Resumed { folder: folder.to_path_buf(), parameters, state, config })
 }

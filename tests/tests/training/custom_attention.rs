@@ -7,6 +7,7 @@ use burn::tensor::{Bool, Device, Int, Tensor};
 use burn_titan_core::model::Context;
 use burn_titan_core::trainer::{prepare, train};
 use burn_titan_models::{Attention, AttentionConfig, Llama3, registry};
+use burn_titan_parallel::World;
 use burn_titan_tests::runs::{Run, SMALL};
 
 /// One head over the last `window` tokens of the document, by plain tensor operations.
@@ -57,7 +58,8 @@ fn trains_resumes_and_has_initial_values_of_its_own() {
     let registry = registry().with(Llama3::default().with_attention::<WindowAttention>("window"));
     let steps = |words: &[&str]| {
         let words: Vec<String> = words.iter().map(ToString::to_string).collect();
-        train(prepare(&run.path("run.yaml"), &words, &registry).unwrap(), &registry).unwrap()
+        train(prepare(&run.path("run.yaml"), &words, &registry).unwrap(), &registry, World::alone())
+            .unwrap()
     };
     let window = ["model.attention=window", "optimizer.lr=3e-3"];
     assert_eq!(steps(&window).steps, 20);

@@ -8,6 +8,7 @@ use burn::tensor::{Device, Tensor};
 use burn_titan_core::model::{Context, Registry};
 use burn_titan_core::trainer::{prepare, train};
 use burn_titan_models::{Attention, AttentionConfig, FusedAttention, Llama3};
+use burn_titan_parallel::World;
 use burn_titan_tests::runs::{ODD_VOCABULARY, Run, SMALL, random_tokens, tensor_file};
 
 const MUON: [&str; 3] = [
@@ -166,7 +167,7 @@ fn a_parameter_without_a_gradient_resumes() {
     let run = |run: &Run| {
         let words = ["model.attention=idle".into()];
         let prepared = prepare(&run.path("run.yaml"), &words, &registry).expect("a sound config");
-        train(prepared, &registry).unwrap_or_else(|error| panic!("{error}"));
+        train(prepared, &registry, World::alone()).unwrap_or_else(|error| panic!("{error}"));
     };
     run(&straight);
     resumed.continue_from(&straight, 10);

@@ -1,0 +1,170 @@
+//! Full parameters out of the ranks' shards, and the ranks' shards of the summed gradients.
+
+use std::collections::HashMap;
+
+use burn::tensor::{DType, Device, Tensor};
+use burn_titan_kernels::{pack, unpack};
+use burn_titan_parallel::{CommError, Work};
+
+use super::layout::UnitLayout;
+use super::{GradientStore, Machine, ParameterStore};
+use crate::model::ParameterSpec;
+
+/// A unit's full parameters on their way here; nothing where this rank holds them.
+pub(super) struct Gathering {
+    /// The bucket of those that belong to the unit.
+    owned: Option<Work<Tensor<1>>>,
+    /// Those that belong to an earlier unit, in order.
+    tied: Vec<Work<Tensor<1>>>,
+}
+
+/// The sum of a unit's gradients under way.
+pub(super) enum Reducing {
+    /// There is no other rank: the gradients of the unit's own parameters, where they have one.
+    Here(Vec<Option<Tensor<1>>>),
+    /// The bucket of them all.
+    Summing {
+        work: Work<Tensor<1>>,
+        /// Which of the unit's own parameters have a gradient.
+        present: Vec<bool>,
+    },
+}
+
+impl Machine<'_> {
+    /// Begins to gather a unit's parameters in the compute dtype.
+    pub(super) fn gather(&self, unit: usize, parameters: &ParameterStore) -> Gathering {
+        let shard = &*self.groups.shard;
+        let layout = parameters.layout().unit(unit);
+        if shard.size() == 1 {
+            return Gathering { owned: None, tied: vec![] };
+        }
+        let owned = (layout.bucket.elements() > 0).then(|| {
+            let lengths = layout.bucket.shard_lengths();
+            let pieces = layout.owned.iter().filter_map(|spec| parameters.get(&spec.name));
+            let pieces: Vec<Tensor<1>> = pieces.map(|piece| piece.value()).collect();
+            shard.all_gather_floats(self.packed(&pieces, lengths[shard.rank()]), &lengths)
+        });
+        let tied = layout.tied.iter().map(|spec| {
+            let lengths = parameters.layout().piece_lengths(&spec.name);
+            let piece: Vec<_> = parameters.get(&spec.name).map(|p| p.value()).into_iter().collect();
+            shard.all_gather_floats(self.packed(&piece, lengths[shard.rank()]), &lengths)
+        });
+        Gathering { owned, tied: tied.collect() }
+    }
+
+    /// Tensors in one piece, in the compute dtype.
+    fn packed(&self, pieces: &[Tensor<1>], elements: usize) -> Tensor<1> {
+        if elements == 0 {
+            return Tensor::empty([0], (self.device, self.compute));
+        }
+        pack(pieces, self.compute, elements)
+    }
+
+    /// Waits for a unit's parameters: each flat, by name, in the compute dtype, on the device.
+    pub(super) fn gathered(
+        &self,
+        unit: usize,
+        gathering: Gathering,
+        parameters: &ParameterStore,
+    ) -> Result<HashMap<String, Tensor<1>>, CommError> {
+        let UnitLayout { owned, tied, .. } = parameters.layout().unit(unit);
+        let mut full = HashMap::new();
+        if self.groups.shard.size() == 1 {
+            for spec in owned.iter().chain(tied) {
+                let whole = parameters.get(&spec.name).expect("a rank that shares with none");
+                full.insert(
+                    spec.name.clone(),
+                    moved(whole.value().cast(self.compute), self.device),
+                );
+            }
+            return Ok(full);
+        }
+        if let Some(work) = gathering.owned {
+            let lengths: Vec<usize> = owned.iter().map(ParameterSpec::elements).collect();
+            let bucket = moved(work.wait()?, self.device);
+            let names = owned.iter().map(|spec| spec.name.clone());
+            full.extend(names.zip(unpack(bucket, &lengths, self.compute)));
+        }
+        for (spec, work) in tied.iter().zip(gathering.tied) {
+            full.insert(spec.name.clone(), moved(work.wait()?, self.device));
+        }
+        Ok(full)
+    }
+
+    /// Begins to sum the gradients of a unit's own parameters over the ranks that share them. A tied
+    /// parameter's gradient is whole only when the unit that it belongs to has run backward.
+    pub(super) fn reduce(
+        &self,
+        unit: usize,
+        parameters: &ParameterStore,
+        full: &mut GradientStore,
+    ) -> Reducing {
+        let layout = parameters.layout().unit(unit);
+        let gradients: Vec<_> = layout.owned.iter().map(|spec| full.take(&spec.name)).collect();
+        let elements = layout.bucket.elements();
+        if !self.groups.several() || elements == 0 {
+            return Reducing::Here(gradients);
+        }
+        let present = gradients.iter().map(Option::is_some).collect();
+        let or_zeros = |(gradient, spec): (Option<Tensor<1>>, &ParameterSpec)| {
+            gradient.unwrap_or_else(|| Tensor::zeros([spec.elements()], (self.device, DType::F32)))
+        };
+        let gradients: Vec<Tensor<1>> =
+            gradients.into_iter().zip(&layout.owned).map(or_zeros).collect();
+        let bucket = moved(pack(&gradients, self.reduce, elements), parameters.device());
+        let lengths = layout.bucket.shard_lengths();
+        Reducing::Summing { work: self.groups.shard.reduce_scatter_sum(bucket, &lengths), present }
+    }
+
+    /// Waits for the sum over the ranks that share the parameters and begins the one over the copies.
+    pub(super) fn all_reduce(&self, reducing: Reducing) -> Result<Reducing, CommError> {
+        let Reducing::Summing { work, present } = reducing else { return Ok(reducing) };
+        let work = self.groups.replicate.all_reduce_sum(work.wait()?);
+        Ok(Reducing::Summing { work, present })
+    }
+
+    /// Waits for the sum of a unit's gradients and adds this rank's pieces of it to `sums`.
+    pub(super) fn reduced(
+        &self,
+        unit: usize,
+        reducing: Reducing,
+        parameters: &ParameterStore,
+        sums: &mut GradientStore,
+    ) -> Result<(), CommError> {
+        let layout = parameters.layout().unit(unit);
+        let (work, present) = match reducing {
+            Reducing::Here(gradients) => {
+                for (spec, gradient) in layout.owned.iter().zip(gradients) {
+                    if let Some(gradient) = gradient {
+                        sums.accumulate(&spec.name, moved(gradient, parameters.device()));
+                    }
+                }
+                return Ok(());
+            }
+            Reducing::Summing { work, present } => (work, present),
+        };
+        let here =
+            |spec: &ParameterSpec| parameters.get(&spec.name).map_or(0, |piece| piece.range.len());
+        let lengths: Vec<usize> =
+            layout.owned.iter().map(here).filter(|length| *length > 0).collect();
+        let mut pieces = unpack(work.wait()?, &lengths, DType::F32).into_iter();
+        for (spec, present) in layout.owned.iter().zip(present) {
+            let piece = if here(spec) > 0 { pieces.next() } else { None };
+            match piece {
+                Some(piece) if present => sums.accumulate(&spec.name, piece),
+                None if present => sums.note(&spec.name),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A tensor on a device, with its dtype.
+fn moved(tensor: Tensor<1>, device: &Device) -> Tensor<1> {
+    if tensor.device() == *device {
+        return tensor;
+    }
+    let dtype = tensor.dtype();
+    Tensor::from_data(tensor.into_data(), (device, dtype))
+}

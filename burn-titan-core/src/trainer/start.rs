@@ -1,0 +1,155 @@
+//! How a run starts: everything that is there before its first step.
+
+use burn_titan_parallel::step::Strategy;
+use burn_titan_parallel::{Axis, Mesh, World, check, step};
+
+use super::report::Report;
+use super::{
+    Prepared, TrainError, Trainer, compute_dtype, fits, folder, open_device, prepare, state,
+};
+use crate::config::{ActivationCheckpointMode, Config, ReduceDtype, ReshardAfterForward};
+use crate::data::{Loader, LoaderOptions, StreamOptions};
+use crate::executor::{Executor, Groups, ParameterStore, Precision, Sharding};
+use crate::hf::HfFolder;
+use crate::model::Registry;
+use crate::optim::{Optimizer, parameter_rules};
+
+/// A rank among those that read different samples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct DataRank {
+    pub(super) rank: usize,
+    pub(super) ranks: usize,
+}
+
+impl DataRank {
+    fn of(world: &World, mesh: &Mesh) -> Self {
+        let along = |axis| mesh.coordinate(world.rank(), axis);
+        let rank =
+            along(Axis::DataReplicate) * mesh.degree(Axis::DataShard) + along(Axis::DataShard);
+        Self { rank, ranks: mesh.data_parallel() }
+    }
+}
+
+impl Trainer {
+    /// `None` where all steps are done already.
+    pub(super) fn new(
+        prepared: Prepared,
+        registry: &Registry,
+        world: &World,
+    ) -> Result<Option<Self>, TrainError> {
+        let Prepared { config, model } = prepared;
+        let device = open_device(config.training.device, config.precision.compute)?;
+        // Where the parameters, their gradients and the optimizer's state rest.
+        let home = match config.training.enable_cpu_offload {
+            true => burn_titan_kernels::device::flex(),
+            false => device.clone(),
+        };
+        let mesh = Mesh::new(prepare::degrees(&config), world.size())?;
+        let groups = Groups::new(world, &mesh)?;
+        let data = DataRank::of(world, &mesh);
+        let sharding = Sharding { rank: groups.shard.rank(), ranks: groups.shard.size() };
+        let specs = model.parameters();
+        let rules = parameter_rules(&config.optimizer, &specs)?;
+        fits::check(config.training.device, &specs, &rules)?;
+        let (lock, resume) = folder::enter_together(&config, &groups, &device)?;
+        let stream = StreamOptions::training(
+            &config.data,
+            model.vocab_size,
+            config.training.seq_len,
+            config.training.seed,
+        )?;
+        let tokenizer = state::tokenizer_of(&config)?;
+        let mut optimizer = Optimizer::new(&config.optimizer, &specs)?;
+        let resumed = match &resume {
+            Some(folder) => Some(state::load(folder, &model, &mut optimizer, sharding, &home)?),
+            None => None,
+        };
+        if let Some(resumed) = &resumed
+            && resumed.is_complete(&config)?
+        {
+            return Ok(None);
+        }
+        let schedule_change = resumed.as_ref().and_then(|run| run.schedule_change(&config));
+        let (parameters, state) = match resumed {
+            Some(resumed) => (resumed.parameters, Some(resumed.state)),
+            None => {
+                let parameters = match &config.model.initial_hf {
+                    None => {
+                        let seed = config.training.seed;
+                        ParameterStore::initial(&model, seed, sharding, &home)
+                    }
+                    Some(path) => {
+                        let folder = HfFolder::open(path)?;
+                        let family = prepare::family(registry, &config.model.name)?;
+                        crate::inference::hf_parameters(family, &model, &folder, sharding, &home)?
+                    }
+                };
+                (parameters, None)
+            }
+        };
+        let step = state.as_ref().map_or(0, |state| state.step);
+        let cursor = state.and_then(|state| state.cursor);
+        let program = step::training(model.units.len(), &strategy(&config, &mesh));
+        check::check(&program)?;
+        let loader = Loader::spawn(LoaderOptions {
+            stream: stream.clone(),
+            local_batch_size: config.training.local_batch_size,
+            rank: data.rank,
+            world: data.ranks,
+            prefetch_batches: config.data.prefetch_batches,
+            cursor: cursor.clone(),
+        })?;
+        let report = Report::open(&config, &model, step, resume.as_deref(), &groups)?;
+        if let Some(change) = schedule_change {
+            report.message(&change);
+        }
+        let precision = precision(&config);
+        let executor = Executor::new(model, parameters, device, precision, groups);
+        Ok(Some(Self {
+            config,
+            executor,
+            optimizer,
+            program,
+            stream,
+            data,
+            tokenizer,
+            loader,
+            cursor,
+            report,
+            step,
+            _lock: lock,
+        }))
+    }
+}
+
+fn precision(config: &Config) -> Precision {
+    let reduce = match config.precision.reduce {
+        ReduceDtype::Float32 => burn::tensor::DType::F32,
+        ReduceDtype::Bfloat16 => burn::tensor::DType::BF16,
+    };
+    Precision { compute: compute_dtype(config.precision.compute), reduce }
+}
+
+/// How a step of this config is spread over the ranks of a mesh.
+pub(super) fn strategy(config: &Config, mesh: &Mesh) -> Strategy {
+    let recompute = config.activation_checkpoint.mode == ActivationCheckpointMode::Full;
+    let sharded = mesh.degree(Axis::DataShard) > 1;
+    let reshard_after_forward = match config.parallelism.fsdp_reshard_after_forward {
+        ReshardAfterForward::Default => recompute && sharded,
+        ReshardAfterForward::Always => true,
+        ReshardAfterForward::Never => false,
+    };
+    Strategy {
+        micro_batches: micro_batches(config, mesh),
+        recompute,
+        reshard_after_forward,
+        reduce_every_micro_batch: config.parallelism.reduce_every_micro_batch.unwrap_or(sharded),
+        replicas: mesh.degree(Axis::DataReplicate),
+    }
+}
+
+/// Micro-batches of a step on each rank.
+fn micro_batches(config: &Config, mesh: &Mesh) -> usize {
+    let local = config.training.local_batch_size * mesh.data_parallel();
+    config.training.global_batch_size.map_or(1, |global| (global / local).max(1))
+}

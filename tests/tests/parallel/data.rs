@@ -1,0 +1,96 @@
+//! The data-parallel family against one rank: 20 steps from one seed, on a model of round sizes and on one in
+//! which nothing divides.
+
+use burn_titan_tests::runs::{Run, SMALL};
+
+/// A way to spread the data over ranks.
+struct Case {
+    name: &'static str,
+    ranks: usize,
+    words: &'static [&'static str],
+}
+
+const DDP: &str = "parallelism.data_parallel_shard_degree=1";
+const NEVER: &str = "parallelism.fsdp_reshard_after_forward=never";
+const LAST: &str = "parallelism.reduce_every_micro_batch=false";
+
+const CASES: [Case; 9] = [
+    Case { name: "ddp 2", ranks: 2, words: &[DDP, "parallelism.data_parallel_replicate_degree=2"] },
+    Case { name: "ddp 4", ranks: 4, words: &[DDP, "parallelism.data_parallel_replicate_degree=4"] },
+    Case { name: "fsdp 2", ranks: 2, words: &[] },
+    Case { name: "fsdp 3", ranks: 3, words: &[] },
+    Case { name: "fsdp 4", ranks: 4, words: &[] },
+    Case { name: "hsdp 2 x 2", ranks: 4, words: &["parallelism.data_parallel_replicate_degree=2"] },
+    Case { name: "zero-1", ranks: 2, words: &[NEVER, LAST] },
+    Case { name: "zero-2", ranks: 2, words: &[NEVER] },
+    Case { name: "zero-3, one reduction", ranks: 2, words: &[LAST] },
+];
+
+const FULL: &str = "activation_checkpoint.mode=full";
+const NO_CHECKPOINT: &str = "checkpoint.enable=false";
+
+/// Loss and gradient norm of every step.
+type Curve = Vec<(f64, f64)>;
+
+fn curve(run: &Run) -> Curve {
+    run.metrics().iter().map(|m| (m.loss, m.grad_norm)).collect()
+}
+
+fn assert_close(name: &str, reference: &Curve, found: &Curve) {
+    assert_eq!((reference.len(), found.len()), (20, 20), "{name}");
+    let relative = |a: f64, b: f64| ((a - b) / a).abs();
+    let mut worst = (0.0_f64, 0.0_f64);
+    for (a, b) in reference.iter().zip(found) {
+        worst = (worst.0.max(relative(a.0, b.0)), worst.1.max(relative(a.1, b.1)));
+    }
+    println!("{name}: loss {:.1e}, gradient norm {:.1e}", worst.0, worst.1);
+    assert!(worst.0 < 1e-5 && worst.1 < 1e-5, "{name}: {worst:?}");
+}
+
+fn check_all(make: impl Fn() -> Run) {
+    for micro_batches in [1, 3] {
+        for case in &CASES {
+            let global = format!("training.global_batch_size={}", case.ranks * micro_batches);
+            let common = [NO_CHECKPOINT, "training.local_batch_size=1", global.as_str()];
+            let one = make();
+            one.train(&common);
+            let reference = curve(&one);
+            for mode in [&[][..], &[FULL][..]] {
+                let name = format!("{}, {micro_batches} micro-batches, {mode:?}", case.name);
+                let run = make();
+                run.simulate(case.ranks, &[&common[..], case.words, mode].concat());
+                assert_close(&name, &reference, &curve(&run));
+            }
+        }
+    }
+}
+
+#[test]
+fn round_sizes() {
+    check_all(|| Run::new(SMALL));
+}
+
+#[test]
+fn odd_sizes() {
+    check_all(Run::odd);
+}
+
+/// Orthogonalised by owners of whole matrices, the rest by AdamW.
+#[test]
+fn muon() {
+    let words = [
+        NO_CHECKPOINT,
+        "training.local_batch_size=1",
+        "training.global_batch_size=6",
+        "optimizer.name=muon",
+        "optimizer.groups=[{pattern: \"{tok_embeddings,output}.weight\", name: adamw}, \
+         {pattern: \"**.{norm,attention_norm,ffn_norm}.weight\", name: adamw}]",
+    ];
+    let one = Run::odd();
+    one.train(&words);
+    for ranks in [2, 3] {
+        let run = Run::odd();
+        run.simulate(ranks, &words);
+        assert_close(&format!("muon, {ranks} ranks"), &curve(&one), &curve(&run));
+    }
+}

@@ -1,0 +1,3 @@
+//! Every way to spread a run over ranks gives the numbers of one rank.
+
+mod data;
