@@ -22,6 +22,7 @@ mod generate;
 mod output;
 mod ranks;
 mod schema;
+mod stop;
 mod train;
 
 use std::io::ErrorKind;
@@ -52,7 +53,10 @@ pub fn main(registry: Registry) -> ExitCode {
 
 fn run(registry: &Registry, command: Command) -> Result<(), TrainError> {
     match command {
-        Command::Train { config } => train::train(registry, &config),
+        Command::Train { config } => {
+            stop::on_signals()?;
+            train::train(registry, &config)
+        }
         Command::Validate { config } => train::validate(registry, &config),
         Command::Generate(options) => generate::generate(registry, &options),
         Command::Eval(options) => evaluate::evaluate(registry, &options),

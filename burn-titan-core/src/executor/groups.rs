@@ -39,23 +39,24 @@ impl Groups {
         self.data.size() > 1
     }
 
-    /// The sum of a count over all ranks that read different samples.
+    /// The sums of counts over all ranks that read different samples.
     ///
     /// # Errors
     /// If the exchange fails.
-    pub fn total(&self, count: usize, device: &Device) -> Result<usize, CommError> {
-        // As two numbers below 2^31, for integers of devices have 32 bits.
-        let parts = [(count >> 24) as i32, (count & 0xff_ffff) as i32];
-        let parts = self.sum_of_integers(&parts, device)?;
-        Ok(((parts[0] as usize) << 24) + parts[1] as usize)
-    }
-
-    fn sum_of_integers(&self, values: &[i32], device: &Device) -> Result<Vec<i32>, CommError> {
+    pub fn totals<const N: usize>(
+        &self,
+        counts: [usize; N],
+        device: &Device,
+    ) -> Result<[usize; N], CommError> {
         if !self.several() {
-            return Ok(values.to_vec());
+            return Ok(counts);
         }
-        let sum = self.data.all_reduce(integers(values, device).into(), Reduction::Sum).wait()?;
-        Ok(host_integers(sum.int()))
+        // Each as two numbers, for integers of devices have 32 bits.
+        let halves = |count: usize| [(count >> 24) as i32, (count & 0xff_ffff) as i32];
+        let parts: Vec<i32> = counts.into_iter().flat_map(halves).collect();
+        let sum = self.data.all_reduce(integers(&parts, device).into(), Reduction::Sum).wait()?;
+        let sum = host_integers(sum.int());
+        Ok(std::array::from_fn(|i| ((sum[2 * i] as usize) << 24) + sum[2 * i + 1] as usize))
     }
 
     /// The largest of a number over all ranks that read different samples.

@@ -149,6 +149,14 @@ pub enum TrainError {
         /// The step.
         step: u64,
     },
+    /// The run was asked to stop.
+    #[error("stopped by a signal after step {step}{}", match .checkpoint { Some(path) => format!(": the same command continues from {path}"), None => "; nothing was saved, for checkpoint.enable is false".into() })]
+    Stopped {
+        /// Steps done.
+        step: u64,
+        /// The checkpoint that was written.
+        checkpoint: Option<String>,
+    },
     /// A loss or a gradient is not finite.
     #[error("{0}: lower optimizer.lr, look at the documents, or set training.on_non_finite=skip")]
     NonFinite(NonFiniteStep),
@@ -212,11 +220,12 @@ impl NonFiniteStep {
 
 impl TrainError {
     /// The process's exit code: 2 for what the user gave (config, data, checkpoints, devices), 138 for a
-    /// rank that is lost or late, 1 for what went wrong in the run: a full disk, a folder in use, a fault of
+    /// rank that is lost or late, 143 for a run that was asked to stop, 1 for what went wrong in the run: a full disk, a folder in use, a fault of
     /// the program.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Communication(_) | Self::Join(_) => 138,
+            Self::Stopped { .. } => 143,
             Self::Ranks { code, .. } => *code,
             Self::NonFinite(_) | Self::DataEnded { .. } | Self::Program(_) => 1,
             Self::Save(_) | Self::Record(_) | Self::Busy { .. } => 1,

@@ -7,6 +7,7 @@ mod prepare;
 mod report;
 mod start;
 mod state;
+mod stop;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -19,6 +20,7 @@ pub use prepare::{HF_FLAVOR, Prepared, family, initial_model, prepare};
 use report::Report;
 use start::DataRank;
 pub(crate) use state::{TOKENIZER_FILE, TrainState};
+pub use stop::stop_flag;
 
 use crate::checkpoint::Lock;
 use crate::config::{ComputeDtype, Config, DeviceKind, OnNonFinite, to_yaml};
@@ -119,6 +121,8 @@ struct Trainer {
     report: Report,
     /// Optimizer steps done.
     step: u64,
+    /// The step that was saved last, and where.
+    saved: Option<(u64, PathBuf)>,
     /// Keeps other runs out of the output folder; the first rank's.
     _lock: Option<Lock>,
 }
@@ -128,7 +132,7 @@ impl Trainer {
         let total = self.config.training.steps as u64;
         let mut last = None;
         while self.step < total {
-            let metrics = self.step()?;
+            let Some(metrics) = self.step()? else { return Err(self.stopped()?) };
             // The row comes before the checkpoint: a crash between the two loses no step, for a resume
             // drops the rows after its checkpoint and runs those steps again.
             self.report.step(&metrics)?;
@@ -147,8 +151,19 @@ impl Trainer {
         })
     }
 
-    /// One optimizer step, with the validation that is due after it.
-    fn step(&mut self) -> Result<StepMetrics, TrainError> {
+    /// Saves what was not saved yet, for the run is asked to stop.
+    fn stopped(&mut self) -> Result<TrainError, TrainError> {
+        if self.config.checkpoint.enable && self.saved.as_ref().is_none_or(|(s, _)| *s != self.step)
+        {
+            self.save()?;
+        }
+        self.report.finish()?;
+        let checkpoint = self.saved.take().map(|(_, path)| path.display().to_string());
+        Ok(TrainError::Stopped { step: self.step, checkpoint })
+    }
+
+    /// One optimizer step, with the validation that is due after it; `None` where a rank was asked to stop.
+    fn step(&mut self) -> Result<Option<StepMetrics>, TrainError> {
         let start = Instant::now();
         let batches = self.next_batches()?;
         let data_seconds = start.elapsed().as_secs_f64();
@@ -169,7 +184,12 @@ impl Trainer {
             .collect();
         let groups = self.executor.groups();
         let valid_tokens = batches.iter().map(|batch| batch.valid_tokens).sum();
-        let valid_tokens = groups.total(valid_tokens, self.executor.device())?;
+        let counts = [valid_tokens, usize::from(stop::is_requested())];
+        let [valid_tokens, stops] = groups.totals(counts, self.executor.device())?;
+        if stops > 0 {
+            return Ok(None);
+        }
+        self.cursor = batches.last().map(|batch| batch.cursor_after.clone());
         let result = self.executor.train_step(
             &self.program,
             &contexts,
@@ -213,7 +233,7 @@ impl Trainer {
         if self.is_due(self.config.validation.enable, self.config.validation.interval) {
             metrics.validation_loss = Some(self.validate()?);
         }
-        Ok(metrics)
+        Ok(Some(metrics))
     }
 
     /// Whether something is due every `interval` steps and after the last one.
@@ -225,11 +245,9 @@ impl Trainer {
 
     fn next_batches(&mut self) -> Result<Vec<Batch>, TrainError> {
         let step = self.step + 1;
-        let batches = (0..self.program.micro_batches)
+        (0..self.program.micro_batches)
             .map(|_| self.loader.next()?.ok_or(TrainError::DataEnded { step }))
-            .collect::<Result<Vec<_>, _>>()?;
-        self.cursor = batches.last().map(|batch| batch.cursor_after.clone());
-        Ok(batches)
+            .collect()
     }
 
     /// The mean loss over the validation split, or over the batches that the config asks for.
@@ -254,7 +272,7 @@ impl Trainer {
             tokens += batch.valid_tokens;
         }
         let (groups, device) = (self.executor.groups(), self.executor.device());
-        let (loss, tokens) = (groups.sum(loss, device)?, groups.total(tokens, device)?);
+        let (loss, [tokens]) = (groups.sum(loss, device)?, groups.totals([tokens], device)?);
         if tokens == 0 {
             return Err(TrainError::File {
                 path: "data.validation".into(),
@@ -264,7 +282,7 @@ impl Trainer {
         Ok(loss / tokens as f64)
     }
 
-    fn save(&self) -> Result<(), TrainError> {
+    fn save(&mut self) -> Result<(), TrainError> {
         // A resume needs the rows of all steps before its checkpoint.
         self.report.sync()?;
         let state = TrainState {
@@ -282,6 +300,7 @@ impl Trainer {
             self.tokenizer.as_deref(),
         )?;
         self.report.message(&format!("saved {}", path.display()));
+        self.saved = Some((self.step, path));
         Ok(())
     }
 }

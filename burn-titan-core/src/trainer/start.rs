@@ -117,6 +117,7 @@ impl Trainer {
             cursor,
             report,
             step,
+            saved: resume.map(|folder| (step, folder)),
             _lock: lock,
         }))
     }

@@ -284,7 +284,7 @@ impl World {
                 return self.kill();
             }
         }
-        if [libc::SIGINT, libc::SIGTERM].contains(&signal) {
+        if [libc::SIGINT, libc::SIGTERM, libc::SIGUSR1].contains(&signal) {
             self.stopping = true;
         }
         self.order(Order::Signal(signal));
