@@ -4,6 +4,7 @@
 //! command, finds in its environment which rank it is, and measures; rank 0 prints. A rate is the bytes of the
 //! whole tensor over the time until this rank has the result.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -97,10 +98,15 @@ fn measure(links: Arc<dyn Links>, arguments: &CollectiveArguments) -> Result<Vec
             (0..size).map(|rank| shard_range(elements, size, rank).len()).collect();
         let whole = Tensor::<1>::ones([elements], (&Device::flex(), DType::F32));
         let shard = whole.clone().slice(0..lengths[ranks.rank()]);
+        // Reduced over and over, as gradients are: the buffer is given away.
+        let reduced = RefCell::new(Some(whole.clone() * 1.0));
         type Operation<'a> = &'a dyn Fn() -> Result<(), CommError>;
         let operations: [(&str, Operation); 3] = [
             ("all_reduce", &|| {
-                ranks.all_reduce(whole.clone().into(), Reduction::Sum).wait().map(drop)
+                let Some(x) = reduced.take() else { return Ok(()) };
+                let sum = ranks.all_reduce(x.into(), Reduction::Sum).wait()?;
+                reduced.replace(Some(sum.float()));
+                Ok(())
             }),
             ("reduce_scatter", &|| {
                 let whole = whole.clone().into();

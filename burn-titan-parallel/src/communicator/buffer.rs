@@ -1,8 +1,8 @@
 //! Flat tensors of floats or integers, and their bytes.
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{Bytes, DType, Device, Int, Tensor, TensorData};
 
-use crate::host::{CommError, Element};
+use crate::host::{CommError, Element, Memory};
 
 /// A flat tensor that is exchanged: f32, f16, bf16, i32 or u8.
 #[derive(Debug, Clone)]
@@ -77,12 +77,11 @@ impl Buffer {
     }
 
     /// Its bytes on the host. Waits for the device.
-    pub(super) fn into_bytes(self) -> Vec<u8> {
-        let data = match self {
-            Self::Float(tensor) => tensor.into_data(),
-            Self::Int(tensor) => tensor.into_data(),
-        };
-        data.into_bytes().try_into_vec::<u8>().unwrap_or_else(|bytes| bytes.to_vec())
+    pub(super) fn into_bytes(self) -> Bytes {
+        match self {
+            Self::Float(tensor) => tensor.into_data().into_bytes(),
+            Self::Int(tensor) => tensor.into_data().into_bytes(),
+        }
     }
 }
 
@@ -96,9 +95,9 @@ pub(super) struct Kind {
 
 impl Kind {
     /// A buffer of this kind.
-    pub(super) fn buffer(&self, bytes: Vec<u8>) -> Buffer {
+    pub(super) fn buffer(&self, bytes: Bytes) -> Buffer {
         let elements = bytes.len() / self.element.size();
-        let data = TensorData::from_bytes_vec(bytes, [elements], self.dtype);
+        let data = TensorData::from_bytes(bytes, [elements], self.dtype);
         match self.element {
             Element::F32 | Element::F16 | Element::BF16 => {
                 Tensor::<1>::from_data(data, (&self.device, self.dtype)).into()
@@ -107,5 +106,24 @@ impl Kind {
                 Tensor::<1, Int>::from_data(data, (&self.device, self.dtype)).into()
             }
         }
+    }
+}
+
+/// Operations on host memory leave their results in memory that becomes a tensor without a copy.
+impl Memory for Bytes {
+    fn zeroed(bytes: usize, element: Element) -> Self {
+        match element.size() {
+            4 => Self::from_elems(vec![0_u32; bytes / 4]),
+            2 => Self::from_elems(vec![0_u16; bytes / 2]),
+            _ => Self::from_elems(vec![0_u8; bytes]),
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        self
     }
 }

@@ -1,5 +1,7 @@
 //! Communicators whose exchange goes through host memory: between threads, and over tcp.
 
+use burn::tensor::Bytes;
+
 use super::buffer::{Buffer, Kind};
 use super::{CommError, Communicator, Reduction, Work};
 use crate::host::{Pending, Queue};
@@ -20,7 +22,7 @@ impl HostCommunicator {
     fn start(
         &self,
         x: Buffer,
-        begin: impl FnOnce(&Queue, Vec<u8>, &Kind) -> Pending<Vec<u8>>,
+        begin: impl FnOnce(&Queue, Bytes, &Kind) -> Pending<Bytes>,
     ) -> Work<Buffer> {
         match x.kind() {
             Err(error) => Work::failed(error),

@@ -17,7 +17,7 @@ use super::error::CommError;
 use super::links::Links;
 use super::mailbox::{Failure, NoMessage};
 use super::payload::Payload;
-use super::segments::{SEGMENT, consecutive, cut, end, segment, segments};
+use super::segments::{SEGMENT, consecutive, cut, segment, segments};
 use crate::placement::shard_range;
 
 /// Up to this many bytes a reduction sends everything to everybody.
@@ -75,50 +75,49 @@ impl Group {
         &self.links
     }
 
-    /// The reduction of all ranks' buffers (of equal length), for all of them.
+    /// The reduction of all ranks' buffers (of equal length), for all of them, in place.
     ///
     /// # Errors
     /// If a peer is lost or late, or makes another call.
-    pub fn all_reduce(&self, call: &Call, mut buffer: Vec<u8>) -> Result<Vec<u8>, CommError> {
+    pub fn all_reduce(&self, call: &Call, buffer: &mut [u8]) -> Result<(), CommError> {
         if buffer.len() <= SMALL || self.size() == 1 {
-            self.send_to_all(call, 0, &buffer)?;
-            self.reduce_with(call, 0, &mut buffer)?;
+            self.send_to_all(call, 0, buffer)?;
+            self.reduce_with(call, 0, buffer)
         } else {
-            self.reduce_blocks(call, &mut buffer)?;
+            self.reduce_blocks(call, buffer)
         }
-        Ok(buffer)
     }
 
-    /// The ranks' buffers one after the other; `lengths` are their bytes.
+    /// The ranks' buffers one after the other, into `all`; `lengths` are their bytes.
     ///
     /// # Errors
     /// As [`Group::all_reduce`].
     pub fn all_gather(
         &self,
         call: &Call,
-        buffer: Vec<u8>,
+        buffer: &[u8],
         lengths: &[usize],
-    ) -> Result<Vec<u8>, CommError> {
+        all: &mut [u8],
+    ) -> Result<(), CommError> {
         let ranges = consecutive(lengths);
         let send = vec![0..buffer.len(); self.size()];
-        let mut all = vec![0; end(&ranges)];
-        all[ranges[self.rank].clone()].copy_from_slice(&buffer);
-        self.exchange(call, &buffer, &send, &mut all, &ranges)?;
-        Ok(all)
+        all[ranges[self.rank].clone()].copy_from_slice(buffer);
+        self.exchange(call, buffer, &send, all, &ranges)
     }
 
-    /// This rank's range of the reduction; `lengths` are the bytes of the ranges.
+    /// This rank's range of the reduction, into `own`; `lengths` are the bytes of the ranges.
     ///
     /// # Errors
     /// As [`Group::all_reduce`].
     pub fn reduce_scatter(
         &self,
         call: &Call,
-        buffer: Vec<u8>,
+        buffer: &[u8],
         lengths: &[usize],
-    ) -> Result<Vec<u8>, CommError> {
+        own: &mut [u8],
+    ) -> Result<(), CommError> {
         let ranges = consecutive(lengths);
-        let mut own = buffer[ranges[self.rank].clone()].to_vec();
+        own.copy_from_slice(&buffer[ranges[self.rank].clone()]);
         let most = segments(&ranges);
         for round in 0..most + AHEAD {
             for to in self.others() {
@@ -130,42 +129,38 @@ impl Group {
                 self.reduce_with(call, round as u32, &mut own[range])?;
             }
         }
-        Ok(own)
+        Ok(())
     }
 
-    /// Sends each rank its range of the buffer (`send` are their bytes) and returns the ranges that the
-    /// ranks have sent to this one (`receive` are their bytes), in the order of ranks.
+    /// Sends each rank its range of the buffer (`send` are their bytes) and puts the ranges that the
+    /// ranks have sent to this one (`receive` are their bytes) into `all`, in the order of ranks.
     ///
     /// # Errors
     /// As [`Group::all_reduce`].
     pub fn all_to_all(
         &self,
         call: &Call,
-        buffer: Vec<u8>,
+        buffer: &[u8],
         send: &[usize],
         receive: &[usize],
-    ) -> Result<Vec<u8>, CommError> {
+        all: &mut [u8],
+    ) -> Result<(), CommError> {
         let (send, receive) = (consecutive(send), consecutive(receive));
-        let mut all = vec![0; end(&receive)];
         all[receive[self.rank].clone()].copy_from_slice(&buffer[send[self.rank].clone()]);
-        self.exchange(call, &buffer, &send, &mut all, &receive)?;
-        Ok(all)
+        self.exchange(call, buffer, &send, all, &receive)
     }
 
-    /// The root's buffer, for all; other ranks' buffers are ignored.
+    /// The root's buffer, for all; what other ranks' buffers held is lost.
     ///
     /// # Errors
     /// As [`Group::all_reduce`].
-    pub fn broadcast(&self, call: &Call, mut buffer: Vec<u8>) -> Result<Vec<u8>, CommError> {
+    pub fn broadcast(&self, call: &Call, buffer: &mut [u8]) -> Result<(), CommError> {
         let (size, root) = (self.size(), call.root as usize);
         let place = (self.rank + size - root) % size;
         let at = |place: usize| (place + root) % size;
         // The highest set bit of a place leads to its parent.
         let reach: usize = if place == 0 { 1 } else { 2 << place.ilog2() };
         let children = || (reach.trailing_zeros()..).map(|bit| place + (1 << bit));
-        if place != 0 {
-            buffer = vec![0; call.bytes()];
-        }
         for (step, range) in (0..).zip(cut(buffer.len())) {
             let part = &mut buffer[range];
             if place != 0 {
@@ -175,30 +170,34 @@ impl Group {
                 self.send(call, at(child), step, part)?;
             }
         }
-        Ok(buffer)
+        Ok(())
     }
 
     /// Sends a buffer to a rank of the group.
     ///
     /// # Errors
     /// As [`Group::all_reduce`].
-    pub fn send_to(&self, call: &Call, to: usize, buffer: Vec<u8>) -> Result<(), CommError> {
+    pub fn send_to(&self, call: &Call, to: usize, buffer: &[u8]) -> Result<(), CommError> {
         for (step, range) in (0..).zip(cut(buffer.len())) {
             self.send(call, to, step, &buffer[range])?;
         }
         Ok(())
     }
 
-    /// The buffer that a rank of the group sends.
+    /// The buffer that a rank of the group sends, into `buffer`.
     ///
     /// # Errors
     /// As [`Group::all_reduce`].
-    pub fn receive_from(&self, call: &Call, from: usize) -> Result<Vec<u8>, CommError> {
-        let mut buffer = vec![0; call.bytes()];
+    pub fn receive_from(
+        &self,
+        call: &Call,
+        from: usize,
+        buffer: &mut [u8],
+    ) -> Result<(), CommError> {
         for (step, range) in (0..).zip(cut(buffer.len())) {
             self.receive_into(call, from, step, &mut buffer[range])?;
         }
-        Ok(buffer)
+        Ok(())
     }
 
     /// Returns once every rank has called it.

@@ -12,6 +12,7 @@ pub mod group;
 pub mod links;
 pub mod local;
 pub mod mailbox;
+mod memory;
 pub mod payload;
 pub mod queue;
 mod segments;
@@ -23,6 +24,7 @@ pub use error::{CommError, Peer};
 pub use group::Group;
 pub use links::Links;
 pub use local::LocalLinks;
+pub use memory::Memory;
 pub use queue::{Pending, Queue};
 pub use tcp::{TcpConfig, TcpLinks};
 

@@ -12,6 +12,7 @@ use super::call::{Call, Kind};
 use super::element::{Element, Reduction};
 use super::error::CommError;
 use super::group::Group;
+use super::memory::Memory;
 
 type Job = Box<dyn FnOnce(&Group) + Send>;
 
@@ -82,79 +83,96 @@ impl Queue {
     }
 
     /// [`Group::all_reduce`].
-    pub fn all_reduce(
+    pub fn all_reduce<M: Memory>(
         &self,
-        buffer: Vec<u8>,
+        mut buffer: M,
         element: Element,
         reduction: Reduction,
-    ) -> Pending<Vec<u8>> {
-        let call = plain(Kind::AllReduce, element, buffer.len());
+    ) -> Pending<M> {
+        let call = plain(Kind::AllReduce, element, buffer.bytes().len());
         let call = Call { reduction, ..call };
-        self.start(call, move |group, call| group.all_reduce(call, buffer))
+        self.start(call, move |group, call| {
+            group.all_reduce(call, buffer.bytes_mut()).map(|()| buffer)
+        })
     }
 
     /// [`Group::all_gather`], with lengths in elements.
     ///
     /// # Panics
     /// If the buffer has not this rank's length: here, and not on the progress thread, where nobody would see it.
-    pub fn all_gather(
+    pub fn all_gather<M: Memory>(
         &self,
-        buffer: Vec<u8>,
+        buffer: M,
         lengths: &[usize],
         element: Element,
-    ) -> Pending<Vec<u8>> {
+    ) -> Pending<M> {
         let lengths = in_bytes(lengths, element);
-        assert_eq!(buffer.len(), lengths[self.rank], "the bytes of this rank's shard");
+        assert_eq!(buffer.bytes().len(), lengths[self.rank], "the bytes of this rank's shard");
         let call = with_lengths(Kind::AllGather, element, &lengths);
-        self.start(call, move |group, call| group.all_gather(call, buffer, &lengths))
+        self.start(call, move |group, call| {
+            let mut all = M::zeroed(lengths.iter().sum(), element);
+            group.all_gather(call, buffer.bytes(), &lengths, all.bytes_mut())?;
+            Ok(all)
+        })
     }
 
     /// [`Group::reduce_scatter`], with lengths in elements.
     ///
     /// # Panics
     /// If the buffer is not as long as all lengths together.
-    pub fn reduce_scatter(
+    pub fn reduce_scatter<M: Memory>(
         &self,
-        buffer: Vec<u8>,
+        buffer: M,
         lengths: &[usize],
         element: Element,
         reduction: Reduction,
-    ) -> Pending<Vec<u8>> {
+    ) -> Pending<M> {
         let lengths = in_bytes(lengths, element);
-        assert_eq!(buffer.len(), lengths.iter().sum::<usize>(), "the bytes of all ranges");
+        assert_eq!(buffer.bytes().len(), lengths.iter().sum::<usize>(), "the bytes of all ranges");
         let call = Call { reduction, ..with_lengths(Kind::ReduceScatter, element, &lengths) };
-        self.start(call, move |group, call| group.reduce_scatter(call, buffer, &lengths))
+        self.start(call, move |group, call| {
+            let mut own = M::zeroed(lengths[group.rank()], element);
+            group.reduce_scatter(call, buffer.bytes(), &lengths, own.bytes_mut())?;
+            Ok(own)
+        })
     }
 
     /// [`Group::all_to_all`], with lengths in elements.
     ///
     /// # Panics
     /// If the buffer is not as long as all lengths to send together.
-    pub fn all_to_all(
+    pub fn all_to_all<M: Memory>(
         &self,
-        buffer: Vec<u8>,
+        buffer: M,
         send: &[usize],
         receive: &[usize],
         element: Element,
-    ) -> Pending<Vec<u8>> {
+    ) -> Pending<M> {
         let (send, receive) = (in_bytes(send, element), in_bytes(receive, element));
-        assert_eq!(buffer.len(), send.iter().sum::<usize>(), "the bytes of all ranges");
+        assert_eq!(buffer.bytes().len(), send.iter().sum::<usize>(), "the bytes of all ranges");
         // What one rank sends is not what another sends: no count to agree on.
         let call = plain(Kind::AllToAll, element, 0);
-        self.start(call, move |group, call| group.all_to_all(call, buffer, &send, &receive))
+        self.start(call, move |group, call| {
+            let mut all = M::zeroed(receive.iter().sum(), element);
+            group.all_to_all(call, buffer.bytes(), &send, &receive, all.bytes_mut())?;
+            Ok(all)
+        })
     }
 
     /// [`Group::broadcast`] of `count` elements; only the root's buffer counts.
-    pub fn broadcast(
+    pub fn broadcast<M: Memory>(
         &self,
-        buffer: Vec<u8>,
+        buffer: M,
         count: usize,
         element: Element,
         root: usize,
-    ) -> Pending<Vec<u8>> {
-        let call = plain(Kind::Broadcast, element, count * element.size());
-        let call = Call { root: root as u32, ..call };
-        self.start(call, move |group, call| group.broadcast(call, buffer))
+    ) -> Pending<M> {
+        let bytes = count * element.size();
+        let call = Call { root: root as u32, ..plain(Kind::Broadcast, element, bytes) };
+        self.start(call, move |group, call| {
+            let mut buffer = if group.rank() == root { buffer } else { M::zeroed(bytes, element) };
+            group.broadcast(call, buffer.bytes_mut()).map(|()| buffer)
+        })
     }
 
     /// [`Group::barrier`].
@@ -163,21 +181,24 @@ impl Queue {
     }
 
     /// [`Group::send_to`].
-    pub fn send(&self, buffer: Vec<u8>, element: Element, to: usize) -> Pending<()> {
-        let call =
-            Call { root: self.rank as u32, ..plain(Kind::SendReceive, element, buffer.len()) };
+    pub fn send<M: Memory>(&self, buffer: M, element: Element, to: usize) -> Pending<()> {
+        let bytes = buffer.bytes().len();
+        let call = Call { root: self.rank as u32, ..plain(Kind::SendReceive, element, bytes) };
         let sequence = count(self.numbers().sent_to.entry(to).or_default());
         let call = Call { sequence, ..call };
-        self.sends.start(call, move |group, call| group.send_to(call, to, buffer))
+        self.sends.start(call, move |group, call| group.send_to(call, to, buffer.bytes()))
     }
 
-    /// [`Group::receive_from`] of `count` elements.
-    pub fn receive(&self, elements: usize, element: Element, from: usize) -> Pending<Vec<u8>> {
+    /// [`Group::receive_from`] of `elements` elements.
+    pub fn receive<M: Memory>(&self, elements: usize, element: Element, from: usize) -> Pending<M> {
         let bytes = elements * element.size();
         let call = Call { root: from as u32, ..plain(Kind::SendReceive, element, bytes) };
         let sequence = count(self.numbers().received_from.entry(from).or_default());
         let call = Call { sequence, ..call };
-        self.receives.start(call, move |group, call| group.receive_from(call, from))
+        self.receives.start(call, move |group, call| {
+            let mut buffer = M::zeroed(bytes, element);
+            group.receive_from(call, from, buffer.bytes_mut()).map(|()| buffer)
+        })
     }
 
     fn start<T: Send + 'static>(

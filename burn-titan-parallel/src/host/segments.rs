@@ -17,11 +17,6 @@ pub fn consecutive(lengths: &[usize]) -> Vec<Range<usize>> {
         .collect()
 }
 
-/// Where ranges that `consecutive` has made end.
-pub fn end(ranges: &[Range<usize>]) -> usize {
-    ranges.last().map_or(0, |range| range.end)
-}
-
 /// How many segments the longest range has.
 pub fn segments(ranges: &[Range<usize>]) -> usize {
     ranges.iter().map(|range| cut(range.len()).count()).max().unwrap_or(0)
@@ -48,7 +43,7 @@ mod tests {
             let ranges: Vec<_> = cut(bytes).collect();
             assert_eq!(ranges.len(), bytes.div_ceil(SEGMENT));
             assert_eq!(consecutive(&ranges.iter().map(Range::len).collect::<Vec<_>>()), ranges);
-            assert_eq!(end(&ranges), bytes);
+            assert_eq!(ranges.last().map(|range| range.end), Some(bytes));
         }
         assert!(cut(0).eq(std::iter::once(0..0)));
         assert_eq!(segments(&[0..1, 1..2 + SEGMENT, 0..0]), 2);

@@ -153,6 +153,6 @@ fn pass_on(group: &Group, sequence: u64) -> Result<(), CommError> {
         sequence,
     };
     let (rank, size) = (group.rank(), group.size());
-    group.send_to(&call, (rank + 1) % size, vec![0; BYTES])?;
-    group.receive_from(&call, (rank + size - 1) % size).map(drop)
+    group.send_to(&call, (rank + 1) % size, &[0; BYTES])?;
+    group.receive_from(&call, (rank + size - 1) % size, &mut vec![0; BYTES])
 }

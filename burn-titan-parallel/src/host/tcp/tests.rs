@@ -108,7 +108,7 @@ fn large_buffers_in_both_directions_at_once_do_not_block() {
             sent.wait().unwrap();
             assert_eq!(reduced.wait().unwrap().len(), count);
             // All of it was sent before anybody looked for it, and most of it not through memory.
-            let received = queue.receive(count, Element::U8, peer).wait().unwrap();
+            let received: Vec<u8> = queue.receive(count, Element::U8, peer).wait().unwrap();
             assert!(received == data(peer, 1 << 10, Element::U8).repeat(count >> 10));
         });
     }
