@@ -11,6 +11,7 @@
 pub mod check;
 pub mod communicator;
 pub mod host;
+pub mod join;
 pub mod launch;
 pub mod mesh;
 pub mod placement;
@@ -21,6 +22,7 @@ pub mod world;
 pub use communicator::{
     Buffer, CommError, Communicator, HostCommunicator, OneRank, Reduction, Work,
 };
+pub use join::WorldOptions;
 pub use mesh::{Axis, Degrees, Mesh, MeshError};
 pub use placement::Placement;
 pub use program::{Action, Keep, Program};

@@ -6,7 +6,10 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use crate::communicator::{Communicator, HostCommunicator, OneRank};
-use crate::host::{CommError, Group, Links, LocalLinks, Queue};
+use crate::host::tcp::JoinError;
+use crate::host::{CommError, FailureHook, Group, Links, LocalLinks, Queue};
+use crate::join::{self, WorldOptions};
+use crate::launch::Launch;
 
 /// One rank of a world: who it is, and how it reaches the others.
 #[derive(Clone)]
@@ -29,6 +32,19 @@ impl World {
             .into_iter()
             .map(|links| Self::over(Arc::new(links), timeout))
             .collect()
+    }
+
+    /// This process as the rank it was launched as, once all ranks have come together. A rank alone needs
+    /// neither a rendezvous nor a secret.
+    ///
+    /// # Errors
+    /// If the ranks do not come together before the deadline, and which; or what of the environment or of
+    /// `options` makes no sense ([`JoinError::is_refusal`]).
+    pub fn join(launch: &Launch, options: &WorldOptions) -> Result<Self, JoinError> {
+        if launch.world_size == 1 {
+            return Ok(Self::alone());
+        }
+        Ok(Self::over(Arc::new(join::links(launch, options)?), options.timeout))
     }
 
     /// A rank that reaches the others over `links`.
@@ -64,6 +80,15 @@ impl World {
         let queue = Queue::new(group)
             .map_err(|error| CommError::Closed(format!("no thread for a group: {error}")))?;
         Ok(Box::new(HostCommunicator::new(queue)))
+    }
+
+    /// Sets what is called, on a thread of its own, once the world has failed; at once, if it has. Every
+    /// operation that is under way fails by itself; this is for a thread that waits for none. Never called in
+    /// a world of one, or of threads.
+    pub fn on_failure(&self, hook: FailureHook) {
+        if let Some(links) = &self.links {
+            links.on_failure(hook);
+        }
     }
 
     /// Tells the other ranks that this one gives up, and why.

@@ -5,16 +5,13 @@
 //! whole tensor over the time until this rank has the result.
 
 use std::cell::RefCell;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{DType, Device, Tensor};
 use burn_titan_core::trainer::TrainError;
-use burn_titan_parallel::host::tcp::{Listener, TcpConfig, TcpLinks, Token};
-use burn_titan_parallel::host::{Group, Links, LocalLinks, Queue};
-use burn_titan_parallel::launch::{self, Flags, Launch, Place, Variables};
+use burn_titan_parallel::launch::{self, Flags, Place, Variables};
 use burn_titan_parallel::placement::shard_range;
-use burn_titan_parallel::{CommError, Communicator, HostCommunicator, Reduction};
+use burn_titan_parallel::{CommError, Reduction, World, WorldOptions};
 use serde_json::{Value, json};
 
 use super::arguments::{CollectiveArguments, CollectiveKind};
@@ -35,9 +32,11 @@ pub fn run(arguments: &CollectiveArguments) -> Result<(), TrainError> {
     match launch::read(&flags, &Variables::of_process())? {
         Place::Host(host) => crate::ranks::run(&host),
         Place::Rank(launch) => {
-            let links = Arc::new(join(&launch)?);
-            let rows = measure(links.clone(), arguments)?;
-            links.close()?;
+            let options =
+                WorldOptions { timeout: TIMEOUT, join_timeout: TIMEOUT, ..WorldOptions::default() };
+            let world = World::join(&launch, &options)?;
+            let rows = measure(&world, arguments)?;
+            world.close()?;
             if launch.rank == 0 { print("tcp", arguments, &rows) } else { Ok(()) }
         }
     }
@@ -45,37 +44,14 @@ pub fn run(arguments: &CollectiveArguments) -> Result<(), TrainError> {
 
 fn local(arguments: &CollectiveArguments) -> Result<(), TrainError> {
     let rows = std::thread::scope(|scope| {
-        let rank = |links: LocalLinks| scope.spawn(|| measure(Arc::new(links), arguments));
-        let ranks: Vec<_> = LocalLinks::world(arguments.ranks).into_iter().map(rank).collect();
+        let rank = |world: World| scope.spawn(move || measure(&world, arguments));
+        let ranks: Vec<_> = World::local(arguments.ranks, TIMEOUT).into_iter().map(rank).collect();
         let results = ranks
             .into_iter()
             .map(|rank| rank.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         results.collect::<Result<Vec<_>, _>>()
     })?;
     print("local", arguments, &rows[0])
-}
-
-/// The links of a process that the launcher has started on this host.
-fn join(launch: &Launch) -> Result<TcpLinks, TrainError> {
-    let rendezvous = launch.rendezvous()?;
-    let secret = std::env::var(launch::TOKEN).unwrap_or_default();
-    let config = TcpConfig {
-        rank: launch.rank,
-        world_size: launch.world_size,
-        host: "this host".into(),
-        token: Token::new(secret)?,
-        timeout: TIMEOUT,
-        join_timeout: TIMEOUT,
-        shared_memory: true,
-        log: Arc::new(|note| eprintln!("{note}")),
-    };
-    let loopback = |port| Listener::bind(([127, 0, 0, 1], port).into());
-    let links = if launch.rank == 0 {
-        TcpLinks::lead(loopback(rendezvous.port)?, loopback(0)?, config)?
-    } else {
-        TcpLinks::join(&rendezvous.to_string(), loopback(0)?, config)?
-    };
-    Ok(links)
 }
 
 struct Row {
@@ -85,12 +61,9 @@ struct Row {
 }
 
 /// Measures every operation at every size. All ranks do the same runs.
-fn measure(links: Arc<dyn Links>, arguments: &CollectiveArguments) -> Result<Vec<Row>, TrainError> {
-    let size = links.world_size();
-    let group = Group::new(links, (0..size).collect(), 1, TIMEOUT);
-    let queue = Queue::new(group)
-        .map_err(|error| TrainError::File { path: "threads".into(), cause: error.to_string() })?;
-    let ranks = HostCommunicator::new(queue);
+fn measure(world: &World, arguments: &CollectiveArguments) -> Result<Vec<Row>, TrainError> {
+    let size = world.size();
+    let ranks = world.communicator("bench", &Vec::from_iter(0..size))?;
     let mut rows = Vec::new();
     for bytes in &arguments.bytes {
         let elements = bytes.div_ceil(4);

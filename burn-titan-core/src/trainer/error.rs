@@ -219,12 +219,13 @@ impl NonFiniteStep {
 }
 
 impl TrainError {
-    /// The process's exit code: 2 for what the user gave (config, data, checkpoints, devices), 138 for a
-    /// rank that is lost or late, 143 for a run that was asked to stop, 1 for what went wrong in the run: a full disk, a folder in use, a fault of
-    /// the program.
+    /// The process's exit code: 2 for what the user gave (config, data, checkpoints, devices, what the
+    /// launcher says), 138 for a rank that is lost or late, 143 for a run that was asked to stop, 1 for what
+    /// went wrong in the run: a full disk, a folder in use, a fault of the program.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Communication(_) | Self::Join(_) => 138,
+            Self::Communication(_) => 138,
+            Self::Join(error) if !error.is_refusal() => 138,
             Self::Stopped { .. } => 143,
             Self::Ranks { code, .. } => *code,
             Self::NonFinite(_) | Self::DataEnded { .. } | Self::Program(_) => 1,

@@ -6,6 +6,9 @@ use super::call::Call;
 use super::error::{CommError, Peer};
 use super::mailbox::{Failure, Mailbox};
 
+/// Called once with what has ended the world.
+pub type FailureHook = Box<dyn Fn(&CommError) + Send>;
+
 /// The connections of one rank to all ranks of the world. Messages from one rank to another arrive
 /// whole and in order, in the receiver's [`Mailbox`].
 pub trait Links: Send + Sync {
@@ -40,6 +43,11 @@ pub trait Links: Send + Sync {
     fn judge(&self, suspect: usize, failure: Failure) -> (usize, Failure) {
         (suspect, failure)
     }
+
+    /// Sets what is called, on a thread of its own, once the world has failed; at once, if it has. Every
+    /// operation that is under way fails by itself; this is for a training thread that waits for none.
+    /// Links of threads never call it: their process knows by itself when one of them ends.
+    fn on_failure(&self, _hook: FailureHook) {}
 
     /// Tells every rank, as far as they can be reached, that this one gives up, and why.
     fn abort(&self, reason: &str);

@@ -22,7 +22,7 @@ pub use call::{Call, Kind};
 pub use element::{Element, Reduction};
 pub use error::{CommError, Peer};
 pub use group::Group;
-pub use links::Links;
+pub use links::{FailureHook, Links};
 pub use local::LocalLinks;
 pub use memory::Memory;
 pub use queue::{Pending, Queue};

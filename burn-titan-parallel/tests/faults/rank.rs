@@ -109,6 +109,7 @@ fn join(rank: usize, size: usize) -> Result<TcpLinks, Box<dyn std::error::Error>
         timeout: TIMEOUT,
         join_timeout: crate::world::START,
         shared_memory: std::env::var_os(SOCKETS).is_none(),
+        bytes_per_second: None,
         log: Arc::new(|note| println!("{note}")),
     };
     if rank == 0 {

@@ -9,12 +9,10 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
 use super::super::error::{CommError, Peer};
+use super::super::links::FailureHook;
 use super::super::mailbox::{Failure, Mailbox};
 use super::hub::{Heard, Hub, INQUIRY, no_sign_of_life};
 use super::protocol::{self, Control, Status};
-
-/// Called once with what has ended the world.
-pub type Hook = Box<dyn Fn(&CommError) + Send>;
 
 /// The sending half of a control connection.
 pub struct Line {
@@ -61,7 +59,7 @@ enum Phase {
 struct Life {
     phase: Phase,
     verdict: Option<(usize, Failure)>,
-    hook: Option<Hook>,
+    hook: Option<FailureHook>,
     /// On rank 0: nobody is left that must be told anything.
     alone: bool,
 }
@@ -108,7 +106,7 @@ impl Shared {
     }
 
     /// Sets what is called when the world has failed; at once, if it has.
-    pub fn on_failure(&self, hook: Hook) {
+    pub fn on_failure(&self, hook: FailureHook) {
         lock(&self.life).hook = Some(hook);
         self.call_hook();
     }

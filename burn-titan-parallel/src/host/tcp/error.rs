@@ -140,6 +140,18 @@ pub enum JoinError {
     Lost(CommError),
 }
 
+impl JoinError {
+    /// Whether something must be changed before another attempt: addresses, secrets or numbers of ranks that
+    /// cannot be right. All else may come from a rank that was lost or late.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Config(_) | Self::Listen { .. } => true,
+            Self::Refused { reason, .. } => !matches!(reason, Refusal::Missing { .. }),
+            _ => false,
+        }
+    }
+}
+
 fn missing(ranks: &[usize], after: Duration, refused: &[Refusal]) -> String {
     let names: Vec<String> = ranks.iter().map(ToString::to_string).collect();
     let noun = if ranks.len() == 1 { "rank" } else { "ranks" };

@@ -116,7 +116,7 @@ async fn link(
         let connected = rendezvous::connect(&entry.address.to_string(), config, deadline).await;
         let mut stream = connected.map_err(|stranger| failed(stranger.to_string()))?;
         // The file is closed once the peer has answered; it needs no more than the memory.
-        let made = if config.shared_memory { Memory::make().ok() } else { None };
+        let made = if config.may_share_memory() { Memory::make().ok() } else { None };
         let offer = made.as_ref().map(|(_, offer, _)| offer.clone());
         let talk = async {
             let link = Control::Link { from: config.rank, to, memory: offer };
@@ -148,7 +148,7 @@ async fn accept(mut stream: TcpStream, config: &TcpConfig) -> std::io::Result<(u
         Control::Link { from, to, memory }
             if to == config.rank && from > config.rank && from < config.world_size =>
         {
-            let offer = memory.filter(|_| config.shared_memory);
+            let offer = memory.filter(|_| config.may_share_memory());
             // What cannot be opened is on another host, or kept apart from this process.
             let memory = offer.and_then(|offer| Memory::open(&offer).ok());
             let linked = Control::Linked { memory: memory.is_some() };

@@ -18,6 +18,7 @@ mod rendezvous;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod throttle;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +35,7 @@ pub use listener::Listener;
 
 use super::call::Call;
 use super::error::{CommError, Peer};
-use super::links::Links;
+use super::links::{FailureHook, Links};
 use super::mailbox::{Failure, Mailbox, Message};
 use super::payload::Payload;
 use control::{Line, Shared, ToHub};
@@ -42,6 +43,7 @@ use lane::{Inlet, Inlets, Outlet};
 use mesh::{Link, Mesh};
 use protocol::Entry;
 use stream::Sender;
+use throttle::Throttle;
 
 /// Where notes about refused strangers and ranks go.
 pub type Log = Arc<dyn Fn(&str) + Send + Sync>;
@@ -64,20 +66,32 @@ pub struct TcpConfig {
     pub join_timeout: Duration,
     /// Whether buffers go through shared memory to ranks on the same host; sockets carry them otherwise.
     pub shared_memory: bool,
+    /// An artificial link, for experiments: bytes that this rank sends in a second, to all peers together. It
+    /// shares no memory with them then.
+    pub bytes_per_second: Option<f64>,
     /// Where notes about refused strangers and ranks go.
     pub log: Log,
 }
 
 impl TcpConfig {
     fn check(&self) -> Result<(), JoinError> {
-        let Self { rank, world_size, timeout, .. } = self;
+        let Self { rank, world_size, timeout, bytes_per_second, .. } = self;
         if rank >= world_size {
             return Err(JoinError::Config(format!("rank {rank} of {world_size} ranks")));
         }
         if timeout.is_zero() {
             return Err(JoinError::Config("a time-out of 0 s".to_string()));
         }
+        // Of less than a byte a second, the first would take longer than any time-out.
+        if let Some(rate) = bytes_per_second.filter(|rate| rate.is_nan() || *rate < 1.0) {
+            return Err(JoinError::Config(format!("a link of {rate} bytes a second")));
+        }
         Ok(())
+    }
+
+    /// Whether memory may be shared with a peer, which must agree.
+    fn may_share_memory(&self) -> bool {
+        self.shared_memory && self.bytes_per_second.is_none()
     }
 }
 
@@ -138,12 +152,6 @@ impl TcpLinks {
         Self::start(runtime, table, mesh, ends, &config, deadline)
     }
 
-    /// Sets what is called, on a thread of its own, once the world has failed; at once, if it has. Every
-    /// operation that is under way fails by itself; this is for a training thread that waits for none.
-    pub fn on_failure(&self, hook: Box<dyn Fn(&CommError) + Send>) {
-        self.shared.on_failure(hook);
-    }
-
     fn start(
         runtime: Runtime,
         table: Vec<Entry>,
@@ -171,10 +179,11 @@ impl TcpLinks {
             }
         };
         let mut inlets: Vec<_> = table.iter().map(|_| None).collect();
+        let throttle = config.bytes_per_second.map(|rate| Arc::new(Throttle::new(rate)));
         for (rank, Link { stream, memory }) in peers {
             let (reading, writing) = stream.into_split();
             let (to, from) = memory.unzip();
-            links.senders[rank] = Some(Sender::new(writing, to.map(Outlet::new)));
+            links.senders[rank] = Some(Sender::new(writing, to.map(Outlet::new), throttle.clone()));
             let inlet = inlets[rank].insert(Arc::new(Inlet::new(rank, from))).clone();
             tokio::spawn(receive(rank, reading, inlet, shared.clone()));
         }
@@ -225,6 +234,10 @@ impl Links for TcpLinks {
 
     fn judge(&self, suspect: usize, failure: Failure) -> (usize, Failure) {
         self.shared.judge(suspect, failure)
+    }
+
+    fn on_failure(&self, hook: FailureHook) {
+        self.shared.on_failure(hook);
     }
 
     fn abort(&self, reason: &str) {

@@ -21,6 +21,7 @@ use super::super::frame::{HEADER, Header};
 use super::super::mailbox::{Failure, Mailbox};
 use super::lane::{Inlet, Outlet};
 use super::protocol::{damaged, failure};
+use super::throttle::{PIECE, Throttle};
 
 /// Bytes that are read before their checksum is taken, while they are still in the cache.
 const CHUNK: usize = 256 << 10;
@@ -32,6 +33,8 @@ pub struct Sender {
     stream: OwnedWriteHalf,
     outbox: Mutex<Outbox>,
     filled: Notify,
+    /// Where the link is slower than the system's: all of the rank's senders share it.
+    throttle: Option<Arc<Throttle>>,
 }
 
 struct Way {
@@ -53,10 +56,14 @@ struct Outgoing(Vec<u8>);
 
 impl Sender {
     /// The sender over this half, and through memory where there is some; its task runs as long as the runtime.
-    pub fn new(stream: OwnedWriteHalf, outlet: Option<Outlet>) -> Arc<Self> {
+    pub fn new(
+        stream: OwnedWriteHalf,
+        outlet: Option<Outlet>,
+        throttle: Option<Arc<Throttle>>,
+    ) -> Arc<Self> {
         let way = Mutex::new(Way { sent: 0, outlet });
-        let sender = Self { way, stream, outbox: Mutex::default(), filled: Notify::new() };
-        let sender = Arc::new(sender);
+        let (outbox, filled) = (Mutex::default(), Notify::new());
+        let sender = Arc::new(Self { way, stream, outbox, filled, throttle });
         tokio::spawn(sender.clone().drain());
         sender
     }
@@ -101,7 +108,7 @@ impl Sender {
     fn post(&self, header: &Header, payload: &[u8]) {
         let header = header.encode();
         let mut outbox = self.outbox();
-        if outbox.busy || !outbox.queue.is_empty() {
+        if outbox.busy || !outbox.queue.is_empty() || self.throttle.is_some() {
             outbox.queue.push_back(Outgoing::rest(&header, payload, 0));
             drop(outbox);
             self.filled.notify_one();
@@ -132,17 +139,7 @@ impl Sender {
                 self.filled.notified().await;
                 continue;
             };
-            let mut sent = 0;
-            let written = loop {
-                match write(&self.stream, &outgoing.0, &[], &mut sent) {
-                    Ok(true) => break Ok(()),
-                    Ok(false) => {}
-                    Err(error) => break Err(error),
-                }
-                if let Err(error) = self.stream.writable().await {
-                    break Err(error);
-                }
-            };
+            let written = self.write_out(&outgoing.0).await;
             let mut outbox = self.outbox();
             outbox.busy = false;
             if let Err(error) = written {
@@ -151,6 +148,21 @@ impl Sender {
                 return;
             }
         }
+    }
+
+    /// Writes all of it, as fast as the link and the peer take it.
+    async fn write_out(&self, bytes: &[u8]) -> Result<()> {
+        let most = if self.throttle.is_some() { PIECE } else { usize::MAX };
+        for piece in bytes.chunks(most) {
+            if let Some(throttle) = &self.throttle {
+                throttle.pass(piece.len()).await;
+            }
+            let mut sent = 0;
+            while !write(&self.stream, piece, &[], &mut sent)? {
+                self.stream.writable().await?;
+            }
+        }
+        Ok(())
     }
 
     /// The next message to write, if nobody else writes.

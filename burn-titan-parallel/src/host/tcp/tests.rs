@@ -28,6 +28,7 @@ fn config(rank: usize, world_size: usize) -> (TcpConfig, Notes) {
         timeout: Duration::from_secs(20),
         join_timeout: Duration::from_secs(20),
         shared_memory: true,
+        bytes_per_second: None,
         log: Arc::new(move |note| log.lock().unwrap().push(note.to_string())),
     };
     (config, notes)
@@ -133,6 +134,30 @@ fn ranks_of_one_host_share_memory_if_they_may() {
     assert_eq!(of([true, true]), [cfg!(target_os = "linux"); 2]);
     assert_eq!(of([true, false]), [false; 2]);
     assert_eq!(of([false, true]), [false; 2]);
+}
+
+/// 10 MB at 200 Mbit/s, half of them to each of two peers.
+#[test]
+fn a_limited_link_takes_its_time() {
+    const HALF: usize = 5_000_000;
+    let limited = |rank| TcpConfig { bytes_per_second: Some(25e6), ..config(rank, 3).0 };
+    let joined = attempts((0..3).map(limited).collect()).into_iter().map(Result::unwrap);
+    let world = joined.map(|links| Arc::new(links) as Arc<dyn Links>).collect();
+    let seconds = tests::on_ranks(world, |queue| {
+        queue.barrier().wait().unwrap();
+        let start = std::time::Instant::now();
+        if queue.rank() == 0 {
+            let sent = [1, 2].map(|to| queue.send(vec![7; HALF], Element::U8, to));
+            sent.into_iter().for_each(|sent| drop(sent.wait().unwrap()));
+        } else {
+            let received = queue.receive(HALF, Element::U8, 0).wait().unwrap();
+            assert!(received == [7; HALF]);
+        }
+        start.elapsed().as_secs_f64()
+    });
+    let last = seconds.iter().copied().fold(0.0, f64::max);
+    assert!((0.39..4.0).contains(&last), "{seconds:?}");
+    assert!(seconds[0] < last, "who sends does not wait for the link: {seconds:?}");
 }
 
 #[test]
