@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use burn_titan_core::config::{SourceFormat, TokenDtype};
+use burn_titan_parallel::launch::{Flags, MOST_RANKS, Rendezvous};
 use clap::{Args, Parser, Subcommand};
 
 use crate::bench::Bench;
@@ -24,12 +25,18 @@ pub enum Command {
         /// The config.
         #[command(flatten)]
         config: ConfigArguments,
+        /// Which ranks run.
+        #[command(flatten)]
+        ranks: RankArguments,
     },
     /// Check a config as a whole, without running anything
     Validate {
         /// The config.
         #[command(flatten)]
         config: ConfigArguments,
+        /// Check it for so many ranks; without it, for any number that its degrees make
+        #[arg(long, value_name = "N", value_parser = ranks)]
+        ranks: Option<usize>,
     },
     /// Continue a prompt
     Generate(GenerateArguments),
@@ -62,6 +69,47 @@ pub struct ConfigArguments {
     /// Changes to it, for example `training.steps=10`
     #[arg(value_name = "section.key=value")]
     pub overrides: Vec<String>,
+}
+
+/// Which ranks run, and which of them this process is. Without any of them the environment says it.
+#[derive(Debug, Args)]
+pub struct RankArguments {
+    /// Start so many ranks on this host, each a process
+    #[arg(long, value_name = "N", value_parser = ranks)]
+    pub ranks: Option<usize>,
+    /// Run so many ranks as threads of this process
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = threads,
+        conflicts_with_all = ["ranks", "rank", "world_size", "local_rank", "rendezvous"]
+    )]
+    pub simulate: Option<usize>,
+    /// Which rank this process is, from 0
+    #[arg(long, value_name = "R")]
+    pub rank: Option<usize>,
+    /// How many ranks there are
+    #[arg(long, value_name = "N")]
+    pub world_size: Option<usize>,
+    /// Which of the ranks of its host this process is, from 0
+    #[arg(long, value_name = "L")]
+    pub local_rank: Option<usize>,
+    /// Where rank 0 listens
+    #[arg(long, value_name = "HOST:PORT")]
+    pub rendezvous: Option<Rendezvous>,
+}
+
+impl RankArguments {
+    /// As the launcher takes them.
+    pub fn flags(&self) -> Flags {
+        Flags {
+            ranks: self.ranks,
+            rank: self.rank,
+            world_size: self.world_size,
+            local_rank: self.local_rank,
+            rendezvous: self.rendezvous.clone(),
+        }
+    }
 }
 
 /// Where a model comes from.
@@ -190,4 +238,19 @@ fn source_format(word: &str) -> Result<SourceFormat, String> {
 
 fn token_dtype(word: &str) -> Result<TokenDtype, String> {
     serde_json::from_value(word.into()).map_err(|error| error.to_string())
+}
+
+fn ranks(word: &str) -> Result<usize, String> {
+    match word.parse() {
+        Ok(ranks) if (1..=MOST_RANKS).contains(&ranks) => Ok(ranks),
+        _ => Err(format!("expected a whole number from 1 to {MOST_RANKS}")),
+    }
+}
+
+/// Ranks of one process: each takes threads, and its share of the memory.
+pub fn threads(word: &str) -> Result<usize, String> {
+    match word.parse() {
+        Ok(ranks @ 1..=64) => Ok(ranks),
+        _ => Err("expected from 1 to 64 ranks".into()),
+    }
 }

@@ -10,8 +10,9 @@
 //! }
 //! ```
 //!
-//! One module a command. Exit codes: 0 done; 1 the run failed; 2 the command line, the config, the data,
-//! a checkpoint or the device is wrong; 138 another rank is lost or late.
+//! One module a command; `rank` and `threads` run a command on one rank of several. Exit codes: 0 done; 1 the
+//! run failed; 2 the command line, the config, the data, a checkpoint, the device or what the launcher says is
+//! wrong; 138 another rank is lost or late.
 
 mod allocator;
 mod arguments;
@@ -20,13 +21,16 @@ mod doctor;
 mod evaluate;
 mod generate;
 mod output;
+mod rank;
 mod ranks;
 mod schema;
 mod stop;
+mod threads;
 mod train;
 
 use std::io::ErrorKind;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use burn_titan_core::inference::convert;
 use burn_titan_core::model::Registry;
@@ -38,7 +42,7 @@ use arguments::{Arguments, Command, Convert, TokenizerCommand};
 /// Runs the command of this process with the models of `registry`.
 pub fn main(registry: Registry) -> ExitCode {
     allocator::keep_freed_memory();
-    match run(&registry, Arguments::parse().command) {
+    match run(&Arc::new(registry), Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of a pipe has seen enough.
         Err(TrainError::Output(error)) if error.kind() == ErrorKind::BrokenPipe => {
@@ -51,13 +55,10 @@ pub fn main(registry: Registry) -> ExitCode {
     }
 }
 
-fn run(registry: &Registry, command: Command) -> Result<(), TrainError> {
+fn run(registry: &Arc<Registry>, command: Command) -> Result<(), TrainError> {
     match command {
-        Command::Train { config } => {
-            stop::on_signals()?;
-            train::train(registry, &config)
-        }
-        Command::Validate { config } => train::validate(registry, &config),
+        Command::Train { config, ranks } => train::train(registry, config, &ranks),
+        Command::Validate { config, ranks } => train::validate(registry, &config, ranks),
         Command::Generate(options) => generate::generate(registry, &options),
         Command::Eval(options) => evaluate::evaluate(registry, &options),
         Command::Convert(Convert::FromHf { folder, out }) => {

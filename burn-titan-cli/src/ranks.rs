@@ -1,5 +1,8 @@
 //! Starting the ranks of this host: the same command again, once for each.
 
+#[cfg(unix)]
+use std::ffi::OsString;
+
 use burn_titan_core::trainer::TrainError;
 use burn_titan_parallel::launch::HostLaunch;
 
@@ -15,10 +18,23 @@ pub fn run(host: &HostLaunch) -> Result<(), TrainError> {
         cause: format!("cannot be found to be started again: {error}"),
     })?;
     let arguments = std::env::args_os().skip(1).collect();
-    match run_local(&LocalRun::new(host, program, arguments))? {
+    let mut local = LocalRun::new(host, program, arguments);
+    local.environment.extend(threads(host.ranks));
+    match run_local(&local)? {
         Outcome { code: 0, .. } => Ok(()),
         Outcome { code, rank } => Err(TrainError::Ranks { rank, code }),
     }
+}
+
+/// Each rank computes on its share of the cores, unless the user says on how many.
+#[cfg(unix)]
+fn threads(ranks: usize) -> Option<(OsString, OsString)> {
+    const THREADS: &str = "RAYON_NUM_THREADS";
+    if std::env::var_os(THREADS).is_some() {
+        return None;
+    }
+    let cores = std::thread::available_parallelism().ok()?.get();
+    Some((THREADS.into(), (cores / ranks).max(1).to_string().into()))
 }
 
 /// Ranks are started by signals and process groups of Unix.

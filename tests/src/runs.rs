@@ -91,7 +91,8 @@ impl Run {
     pub fn try_train(&self, words: &[&str]) -> Result<TrainSummary, TrainError> {
         let registry = burn_titan_models::registry();
         let words: Vec<String> = words.iter().map(|word| self.placed(word)).collect();
-        train(prepare(&self.path("run.yaml"), &words, &registry)?, &registry, World::alone())
+        let prepared = prepare(&self.path("run.yaml"), &words, &registry, Some(1))?;
+        train(prepared, &registry, World::alone())
     }
 
     /// As [`Run::try_train`], by so many ranks, which are threads; gives what the first rank reached, or the
@@ -102,8 +103,11 @@ impl Run {
         let results: Vec<_> = std::thread::scope(|scope| {
             let rank = |world: World| {
                 scope.spawn(move || {
-                    let prepared = prepare(&self.path("run.yaml"), words, registry)?;
-                    train(prepared, registry, world)
+                    let config = &self.path("run.yaml");
+                    let result = prepare(config, words, registry, Some(ranks))
+                        .map_err(TrainError::from)
+                        .and_then(|prepared| train(prepared, registry, world.clone()));
+                    result.inspect_err(|error| world.abort(&error.to_string()))
                 })
             };
             let worlds = World::local(ranks, Duration::from_secs(120));

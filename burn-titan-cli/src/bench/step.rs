@@ -17,7 +17,8 @@ use crate::output;
 
 pub fn run(registry: &Registry, arguments: &StepArguments) -> Result<(), TrainError> {
     let words = &arguments.config;
-    let Prepared { mut config, model } = prepare(&words.config, &words.overrides, registry)?;
+    let Prepared { mut config, model } =
+        prepare(&words.config, &words.overrides, registry, Some(1))?;
     let work = Work::of(&config, &model)?;
     let parameters = model.parameter_count();
     let folder = tempfile::tempdir().map_err(|error| TrainError::File {

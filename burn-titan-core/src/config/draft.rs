@@ -19,11 +19,14 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 pub struct Checks {
     /// Whether the files and folders that the config names must exist.
     pub files: bool,
+    /// Ranks that are started; `None` where that is not known: then any number that the degrees of the
+    /// parallelism make is right.
+    pub ranks: Option<usize>,
 }
 
 impl Default for Checks {
     fn default() -> Self {
-        Self { files: true }
+        Self { files: true, ranks: None }
     }
 }
 
@@ -43,8 +46,9 @@ pub struct LoadedConfig {
 ///
 /// ```
 /// use burn_titan_core::config::{Checks, Draft};
+/// let checks = Checks { files: false, ..Checks::default() };
 /// let text = "data: {train: [{path: a.bin}]}\nmodel: {overrides: {n_heads: 7}}\n";
-/// let mut draft = Draft::parse("a.yaml", text, &[], Checks { files: false });
+/// let mut draft = Draft::parse("a.yaml", text, &[], checks);
 /// if draft.is_sound("model") {
 ///     draft.report("model.overrides.n_heads", "7 heads do not divide dim = 256", None);
 /// }

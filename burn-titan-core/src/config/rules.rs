@@ -3,6 +3,8 @@
 //! Each rule names the keys it reads; it is left out where one of them is broken, because what the
 //! file meant is not known then.
 
+mod ranks;
+
 use std::path::Path;
 
 use super::diagnose::Broken;
@@ -14,9 +16,6 @@ use super::schema::{
     ActivationCheckpointMode, Config, ReshardAfterForward, SourceConfig, SourceFormat,
 };
 use super::source::SourceMap;
-
-/// Ranks that share a global batch: this version runs on one.
-const DATA_PARALLEL_RANKS: usize = 1;
 
 /// Most tokens of a micro-batch, 2^24: their logits alone would fill any device.
 const MAX_MICRO_BATCH_TOKENS: usize = 1 << 24;
@@ -43,6 +42,7 @@ pub(super) fn check(
     rules.optimizer_groups();
     rules.parallelism();
     rules.reshard();
+    rules.comm();
     rules.initial_weights();
 }
 
@@ -168,9 +168,8 @@ impl Rules<'_> {
         const KEYS: [&str; 2] = ["training.global_batch_size", "training.local_batch_size"];
         let local = self.config.training.local_batch_size;
         let Some(global) = self.config.training.global_batch_size else { return };
-        let Some(unit) = local.checked_mul(DATA_PARALLEL_RANKS).filter(|unit| *unit > 0) else {
-            return;
-        };
+        let Some(ranks) = self.data_parallel_ranks() else { return };
+        let Some(unit) = local.checked_mul(ranks).filter(|unit| *unit > 0) else { return };
         if !self.usable(&KEYS) {
             return;
         }
@@ -188,7 +187,7 @@ impl Rules<'_> {
         }
         let message = format!(
             "a global batch of {global} sequences is not a multiple of local_batch_size x \
-             data-parallel ranks = {local} x {DATA_PARALLEL_RANKS} = {unit}"
+             data-parallel ranks = {local} x {ranks} = {unit}"
         );
         let below = global - global % unit;
         let hint = match (below, below.checked_add(unit)) {
@@ -250,37 +249,6 @@ impl Rules<'_> {
                 self.report(&[&key], &error.to_string(), Some(hint));
             }
         }
-    }
-
-    fn parallelism(&mut self) {
-        const SHARD: &str = "parallelism.data_parallel_shard_degree";
-        let degrees = &self.config.parallelism;
-        let shard = degrees.data_parallel_shard_degree;
-        if shard == 0 && self.usable(&[SHARD]) {
-            let message = format!("`{SHARD}`: expected -1 or an integer of at least 1, found 0");
-            self.report(&[SHARD], &message, Some("-1 takes the ranks that are left"));
-            return;
-        }
-        let degrees = [
-            ("parallelism.data_parallel_replicate_degree", degrees.data_parallel_replicate_degree),
-            (SHARD, if shard == -1 { 1 } else { shard }),
-            ("parallelism.tensor_parallel_degree", degrees.tensor_parallel_degree),
-            ("parallelism.pipeline_parallel_degree", degrees.pipeline_parallel_degree),
-            ("parallelism.context_parallel_degree", degrees.context_parallel_degree),
-            ("parallelism.expert_parallel_degree", degrees.expert_parallel_degree),
-        ];
-        let above_one: Vec<&str> =
-            degrees.iter().filter(|(_, degree)| *degree > 1).map(|(key, _)| *key).collect();
-        if above_one.is_empty() || !self.usable(&degrees.map(|(key, _)| key)) {
-            return;
-        }
-        let ranks = degrees.iter().try_fold(1_i64, |ranks, (_, degree)| ranks.checked_mul(*degree));
-        let ranks = ranks.map_or_else(|| "too many".to_owned(), |ranks| ranks.to_string());
-        let factors: Vec<_> = degrees.iter().map(|(_, degree)| degree.to_string()).collect();
-        let message =
-            format!("{} = {ranks} ranks, but this version runs on 1", factors.join(" x "));
-        let names: Vec<_> = above_one.iter().map(|key| format!("`{key}`")).collect();
-        self.report(&above_one, &message, Some(&format!("set {} to 1", names.join(" and "))));
     }
 
     /// A graph that is kept for the backward holds the parameters, whether the unit does or not.

@@ -3,14 +3,17 @@
 //! A field's docstring is its help: `burn-titan schema`, `docs/configuration.md` and the messages of
 //! `validate` are all derived from this file. Sizes say their unit.
 
+mod comm;
 mod data;
 mod optimizer;
 
 use std::path::PathBuf;
 
+use burn_titan_parallel::Degrees;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use comm::*;
 pub use data::*;
 pub use optimizer::*;
 
@@ -36,12 +39,16 @@ pub struct Config {
     pub activation_checkpoint: ActivationCheckpointConfig,
     /// How the run is spread over ranks.
     pub parallelism: ParallelismConfig,
+    /// How ranks exchange tensors.
+    pub comm: CommConfig,
     /// Saving and resuming.
     pub checkpoint: CheckpointConfig,
     /// The loss on held-out data.
     pub validation: ValidationConfig,
     /// What is logged.
     pub metrics: MetricsConfig,
+    /// For experiments.
+    pub debug: DebugConfig,
 }
 
 /// What the run is called and where it writes.
@@ -214,9 +221,8 @@ pub enum ActivationCheckpointMode {
     Full,
 }
 
-/// How the run is spread over ranks. The product of the degrees is the number of ranks. This version
-/// spreads data, parameters, gradients and the optimizer's state; the degrees of tensor, pipeline, context and
-/// expert parallelism are 1.
+/// How the run is spread over ranks. The product of the degrees is the number of ranks. This version has
+/// data parallelism only: any other degree but 1 is refused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ParallelismConfig {
@@ -271,6 +277,19 @@ impl Default for ParallelismConfig {
             expert_parallel_degree: 1,
             fsdp_reshard_after_forward: ReshardAfterForward::default(),
             reduce_every_micro_batch: None,
+        }
+    }
+}
+
+impl ParallelismConfig {
+    /// The degrees of the mesh.
+    pub fn degrees(&self) -> Degrees {
+        Degrees {
+            pipeline: self.pipeline_parallel_degree,
+            data_replicate: self.data_parallel_replicate_degree,
+            data_shard: self.data_parallel_shard_degree,
+            context: self.context_parallel_degree,
+            tensor: self.tensor_parallel_degree,
         }
     }
 }

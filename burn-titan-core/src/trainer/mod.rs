@@ -3,6 +3,7 @@
 mod error;
 mod fits;
 mod folder;
+mod join;
 mod prepare;
 mod report;
 mod start;
@@ -16,6 +17,7 @@ use burn::tensor::{DType, Device};
 use burn_titan_parallel::{Program, World};
 
 pub use error::{NonFiniteStep, TrainError};
+pub use join::join;
 pub use prepare::{HF_FLAVOR, Prepared, family, initial_model, prepare};
 use report::Report;
 use start::DataRank;
@@ -77,29 +79,19 @@ fn compute_dtype(compute: ComputeDtype) -> DType {
     }
 }
 
-/// Runs the training that a prepared config describes, from its newest checkpoint if there is one, as one rank
-/// of a world. All ranks of it return the same numbers.
+/// Runs the training that a prepared config describes, from its newest checkpoint if there is one, as a rank of
+/// `world`. All its ranks return the same numbers. Whoever has made the world closes it afterwards.
 ///
 /// # Errors
-/// Whatever stops a run: data, checkpoints, a device, a loss that is not finite, another rank. The other ranks
-/// are told, and stop too.
+/// Whatever stops a run: data, checkpoints, a device, a loss that is not finite, another rank, a signal.
 pub fn train(
     prepared: Prepared,
     registry: &Registry,
     world: World,
 ) -> Result<TrainSummary, TrainError> {
-    let result = run(prepared, registry, &world);
-    match &result {
-        Ok(_) => world.close()?,
-        Err(error) => world.abort(&error.to_string()),
-    }
-    result
-}
-
-fn run(prepared: Prepared, registry: &Registry, world: &World) -> Result<TrainSummary, TrainError> {
     let output_dir = output_dir(&prepared.config);
     let steps = prepared.config.training.steps as u64;
-    match Trainer::new(prepared, registry, world)? {
+    match Trainer::new(prepared, registry, &world)? {
         Some(trainer) => trainer.run(),
         None => Ok(TrainSummary { steps, loss: None, validation_loss: None, output_dir }),
     }

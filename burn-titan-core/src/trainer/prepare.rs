@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use burn_titan_parallel::Degrees;
+use burn_titan_parallel::Mesh;
 use serde_json::Value;
 
 use crate::config::{
@@ -28,7 +28,8 @@ pub struct Prepared {
 }
 
 /// Reads a config with its overrides and checks it as a whole: the file, the model's own rules, the
-/// optimizer's groups, the tokenizer against the model.
+/// optimizer's groups, the tokenizer against the model, the degrees of the parallelism against the `ranks`
+/// that are started (`None`: any number that the degrees make).
 ///
 /// # Errors
 /// Every problem, each with its place.
@@ -36,11 +37,17 @@ pub fn prepare(
     path: &Path,
     overrides: &[String],
     registry: &Registry,
+    ranks: Option<usize>,
 ) -> Result<Prepared, ConfigErrors> {
-    check(Draft::read(path, overrides, Checks::default()), registry)
+    let checks = Checks { ranks, ..Checks::default() };
+    check(Draft::read(path, overrides, checks), registry, ranks)
 }
 
-fn check(mut draft: Draft, registry: &Registry) -> Result<Prepared, ConfigErrors> {
+fn check(
+    mut draft: Draft,
+    registry: &Registry,
+    ranks: Option<usize>,
+) -> Result<Prepared, ConfigErrors> {
     let mut problems = Vec::new();
     let mut model = None;
     if draft.is_sound("model") {
@@ -55,7 +62,7 @@ fn check(mut draft: Draft, registry: &Registry) -> Result<Prepared, ConfigErrors
         }
     }
     if let Some(model) = &model {
-        problems.extend(fit(&draft, model));
+        problems.extend(fit(&draft, model, ranks));
     }
     if draft.is_sound("training.device") && draft.is_sound("precision.compute") {
         problems.extend(dtype_problem(draft.config()));
@@ -124,7 +131,7 @@ pub fn initial_model(
 }
 
 /// What of the rest of the config does not fit the model.
-fn fit(draft: &Draft, model: &Model) -> Vec<FieldProblem> {
+fn fit(draft: &Draft, model: &Model, ranks: Option<usize>) -> Vec<FieldProblem> {
     let mut problems = Vec::new();
     let config = draft.config();
     let mut report = |key: &str, message: String, hint: Option<&str>| {
@@ -139,8 +146,10 @@ fn fit(draft: &Draft, model: &Model) -> Vec<FieldProblem> {
         let hint = "shorten the sequences, or raise model.overrides.max_seq_len";
         report("training.seq_len", message, Some(hint));
     }
-    let micro_batches =
-        config.training.global_batch_size.unwrap_or(0) / config.training.local_batch_size.max(1);
+    let mesh = ranks.and_then(|ranks| Mesh::new(config.parallelism.degrees(), ranks).ok());
+    let data_parallel = mesh.map_or(1, |mesh| mesh.data_parallel());
+    let together = config.training.local_batch_size.saturating_mul(data_parallel);
+    let micro_batches = config.training.global_batch_size.unwrap_or(0) / together.max(1);
     if draft.is_sound("training") && micro_batches.saturating_mul(model.units.len()) > MAX_FORWARDS
     {
         let message = format!(
@@ -217,16 +226,4 @@ pub(super) fn first_difference(a: &Value, b: &Value) -> Option<(String, String, 
     let (key, value) = a.iter().find(differs)?;
     let other = b.get(key).map_or("nothing".into(), Value::to_string);
     Some((key.clone(), value.to_string(), other))
-}
-
-/// The degrees of the mesh that a config asks for.
-pub(super) fn degrees(config: &Config) -> Degrees {
-    let p = &config.parallelism;
-    Degrees {
-        pipeline: p.pipeline_parallel_degree,
-        data_replicate: p.data_parallel_replicate_degree,
-        data_shard: p.data_parallel_shard_degree,
-        context: p.context_parallel_degree,
-        tensor: p.tensor_parallel_degree,
-    }
 }

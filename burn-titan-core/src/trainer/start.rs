@@ -44,7 +44,7 @@ impl Trainer {
             true => burn_titan_kernels::device::flex(),
             false => device.clone(),
         };
-        let mesh = Mesh::new(prepare::degrees(&config), world.size())?;
+        let mesh = Mesh::new(config.parallelism.degrees(), world.size())?;
         let groups = Groups::new(world, &mesh)?;
         let data = DataRank::of(world, &mesh);
         let sharding = Sharding { rank: groups.shard.rank(), ranks: groups.shard.size() };

@@ -30,7 +30,7 @@ pub use error::LaunchError;
 pub use local::{LocalRun, Outcome, run_local};
 pub use own::TOKEN;
 pub use place::{Family, HostLaunch, Launch, Place, Rendezvous, Source};
-pub use variables::{Setting, Variables};
+pub use variables::{MOST_RANKS, Setting, Variables};
 
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@ use std::fmt;
 use super::error::LaunchError;
 
 /// The most ranks of a world: enough for any machine, and small enough that products fit.
-pub(super) const MOST_RANKS: usize = 1 << 20;
+pub const MOST_RANKS: usize = 1 << 20;
 
 /// The environment that is read.
 #[derive(Debug, Clone, Default)]

@@ -58,8 +58,8 @@ fn trains_resumes_and_has_initial_values_of_its_own() {
     let registry = registry().with(Llama3::default().with_attention::<WindowAttention>("window"));
     let steps = |words: &[&str]| {
         let words: Vec<String> = words.iter().map(ToString::to_string).collect();
-        train(prepare(&run.path("run.yaml"), &words, &registry).unwrap(), &registry, World::alone())
-            .unwrap()
+        let prepared = prepare(&run.path("run.yaml"), &words, &registry, Some(1)).unwrap();
+        train(prepared, &registry, World::alone()).unwrap()
     };
     let window = ["model.attention=window", "optimizer.lr=3e-3"];
     assert_eq!(steps(&window).steps, 20);

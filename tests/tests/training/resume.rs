@@ -166,7 +166,8 @@ fn a_parameter_without_a_gradient_resumes() {
     let [straight, resumed] = [Run::odd(), Run::odd()];
     let run = |run: &Run| {
         let words = ["model.attention=idle".into()];
-        let prepared = prepare(&run.path("run.yaml"), &words, &registry).expect("a sound config");
+        let prepared =
+            prepare(&run.path("run.yaml"), &words, &registry, Some(1)).expect("a sound config");
         train(prepared, &registry, World::alone()).unwrap_or_else(|error| panic!("{error}"));
     };
     run(&straight);

@@ -4,7 +4,8 @@ use super::{LARGE, SMALLEST, parse, problems};
 use crate::config::{Checks, ConfigErrors, Draft, SourceFormat};
 
 const SECTIONS: &str = "`run`, `model`, `data`, `training`, `precision`, `optimizer`, \
-    `lr_scheduler`, `activation_checkpoint`, `parallelism`, `checkpoint`, `validation`, `metrics`";
+    `lr_scheduler`, `activation_checkpoint`, `parallelism`, `comm`, `checkpoint`, `validation`, \
+    `metrics`, `debug`";
 
 /// Runs the cases of a table and returns their number.
 ///
@@ -44,7 +45,41 @@ fn types_and_ranges() {
 
 #[test]
 fn rules_across_fields() {
-    assert_eq!(run_table(include_str!("broken/rules.txt")), 28);
+    assert_eq!(run_table(include_str!("broken/rules.txt")), 32);
+}
+
+#[test]
+fn degrees_are_held_against_the_ranks_that_are_started() {
+    let told = |degrees: &str, ranks| {
+        let text = format!("{SMALLEST}parallelism: {{{degrees}}}\n");
+        let checks = Checks { files: false, ranks: Some(ranks) };
+        Draft::parse("a.yaml", &text, &[], checks)
+            .finish()
+            .err()
+            .map(|errors| errors.problems().iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    assert_eq!(told("", 7), None);
+    assert_eq!(told("data_parallel_replicate_degree: 2", 6), None);
+    let hint = "; `--ranks N`, or the cluster, says how many are started";
+    assert_eq!(
+        told("data_parallel_replicate_degree: 4, data_parallel_shard_degree: 2", 4),
+        Some(vec![format!("a.yaml:2:50: 4 x 2 = 8 ranks, but 4 were started{hint}")])
+    );
+    assert_eq!(
+        told("data_parallel_replicate_degree: 3", 8),
+        Some(vec![format!(
+            "a.yaml:2:15: 8 ranks do not divide by 3, so that data_parallel_shard_degree = -1 has \
+             no value{hint}"
+        )])
+    );
+    assert_eq!(
+        told("data_parallel_shard_degree: 2}\ntraining: {global_batch_size: 4", 2),
+        Some(vec![
+            "a.yaml:3:12: a global batch of 4 sequences is not a multiple of local_batch_size x \
+             data-parallel ranks = 4 x 2 = 8; use 8"
+                .to_string()
+        ])
+    );
 }
 
 #[test]
@@ -205,7 +240,7 @@ fn long_lines_are_cut_around_the_problem() {
 fn problems_of_others_join_the_list() {
     let text = "model:\n  overrides: {n_heads: 7}\ntraining: {steps: x}\n";
     let overrides = ["data.train=[{path: a.bin}]".to_owned()];
-    let mut draft = Draft::parse("a.yaml", text, &overrides, Checks { files: false });
+    let mut draft = Draft::parse("a.yaml", text, &overrides, Checks { files: false, ranks: None });
     assert!(draft.is_sound("model") && draft.is_sound("model.overrides.n_heads"));
     assert!(!draft.is_sound("training") && !draft.is_sound("training.steps"));
     assert!(draft.is_sound("training.seq_len"));

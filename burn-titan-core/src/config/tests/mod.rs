@@ -17,7 +17,7 @@ const LARGE: &str = include_str!("large.yaml");
 /// Checks a text as the file `a.yaml`, without looking for the files it names.
 fn parse(text: &str, overrides: &[&str]) -> Result<LoadedConfig, ConfigErrors> {
     let overrides: Vec<_> = overrides.iter().map(|word| (*word).to_owned()).collect();
-    Draft::parse("a.yaml", text, &overrides, Checks { files: false }).finish()
+    Draft::parse("a.yaml", text, &overrides, Checks { files: false, ranks: None }).finish()
 }
 
 /// The problems, one a line.

@@ -106,7 +106,9 @@ fn ten_thousand_mutations() {
             0 => vec![String::from_utf8_lossy(&word).into_owned()],
             _ => vec![],
         };
-        match Draft::parse("a.yaml", &text, &overrides, Checks { files: false }).finish() {
+        match Draft::parse("a.yaml", &text, &overrides, Checks { files: false, ranks: None })
+            .finish()
+        {
             Ok(loaded) => {
                 sound += 1;
                 let yaml = to_yaml(&loaded.config);

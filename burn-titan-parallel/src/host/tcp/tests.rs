@@ -148,9 +148,9 @@ fn a_limited_link_takes_its_time() {
         let start = std::time::Instant::now();
         if queue.rank() == 0 {
             let sent = [1, 2].map(|to| queue.send(vec![7; HALF], Element::U8, to));
-            sent.into_iter().for_each(|sent| drop(sent.wait().unwrap()));
+            sent.into_iter().for_each(|sent| sent.wait().unwrap());
         } else {
-            let received = queue.receive(HALF, Element::U8, 0).wait().unwrap();
+            let received: Vec<u8> = queue.receive(HALF, Element::U8, 0).wait().unwrap();
             assert!(received == [7; HALF]);
         }
         start.elapsed().as_secs_f64()

@@ -1,0 +1,106 @@
+//! Rules about ranks: how the run is spread over them, and what connects them.
+
+use std::net::IpAddr;
+
+use burn_titan_parallel::Mesh;
+use burn_titan_parallel::launch::MOST_RANKS;
+
+use super::Rules;
+use crate::config::schema::CommBackend;
+
+const REPLICATE: &str = "parallelism.data_parallel_replicate_degree";
+const SHARD: &str = "parallelism.data_parallel_shard_degree";
+
+impl Rules<'_> {
+    pub(super) fn parallelism(&mut self) {
+        let degrees = &self.config.parallelism;
+        let others = [
+            ("parallelism.tensor_parallel_degree", degrees.tensor_parallel_degree),
+            ("parallelism.pipeline_parallel_degree", degrees.pipeline_parallel_degree),
+            ("parallelism.context_parallel_degree", degrees.context_parallel_degree),
+            ("parallelism.expert_parallel_degree", degrees.expert_parallel_degree),
+        ];
+        for (key, degree) in others {
+            if degree > 1 && self.usable(&[key]) {
+                let message =
+                    format!("`{key}` is {degree}, but this version has data parallelism only");
+                let hint = format!("set it to 1; `{REPLICATE}` and `{SHARD}` may be more");
+                self.report(&[key], &message, Some(&hint));
+            }
+        }
+        if degrees.data_parallel_shard_degree == 0 && self.usable(&[SHARD]) {
+            let message = format!("`{SHARD}`: expected -1 or an integer of at least 1, found 0");
+            return self.report(&[SHARD], &message, Some("-1 takes the ranks that are left"));
+        }
+        if others.iter().all(|(_, degree)| *degree == 1) && !self.broken.touches("parallelism") {
+            self.mesh();
+        }
+    }
+
+    /// Holds the degrees against the ranks that are started, where that is known.
+    fn mesh(&mut self) {
+        const KEYS: [&str; 2] = [SHARD, REPLICATE];
+        let degrees = &self.config.parallelism;
+        match self.checks.ranks {
+            Some(ranks) => {
+                if let Err(error) = Mesh::new(degrees.degrees(), ranks) {
+                    let hint = "`--ranks N`, or the cluster, says how many are started";
+                    self.report(&KEYS, &error.to_string(), Some(hint));
+                }
+            }
+            None => {
+                let (replicate, shard) =
+                    (degrees.data_parallel_replicate_degree, degrees.data_parallel_shard_degree);
+                let ranks = i128::from(replicate) * i128::from(shard.max(1));
+                if ranks > MOST_RANKS as i128 {
+                    let message =
+                        format!("{ranks} ranks are too many: at most {MOST_RANKS} are possible");
+                    self.report(&KEYS, &message, None);
+                }
+            }
+        }
+    }
+
+    /// Ranks that share a global batch, if the degrees are sound; -1 counts as 1 where nothing says how many
+    /// ranks are started.
+    pub(super) fn data_parallel_ranks(&self) -> Option<usize> {
+        if self.broken.touches("parallelism") {
+            return None;
+        }
+        let degrees = &self.config.parallelism;
+        match self.checks.ranks {
+            Some(ranks) => Some(Mesh::new(degrees.degrees(), ranks).ok()?.data_parallel()),
+            None => {
+                let replicate = usize::try_from(degrees.data_parallel_replicate_degree).ok()?;
+                let shard = usize::try_from(degrees.data_parallel_shard_degree.max(1)).ok()?;
+                replicate.checked_mul(shard)
+            }
+        }
+    }
+
+    pub(super) fn comm(&mut self) {
+        const BACKEND: &str = "comm.backend";
+        const LISTEN: &str = "comm.listen_address";
+        const LINK: &str = "debug.link_mbit_per_second";
+        let (comm, debug) = (&self.config.comm, &self.config.debug);
+        let name = comm.backend.name();
+        if !comm.backend.is_built() && self.usable(&[BACKEND]) {
+            let message = format!("`{BACKEND}`: this build has no `{name}`");
+            let hint = format!("build with `--features {name}`, or use `auto`");
+            self.report(&[BACKEND], &message, Some(&hint));
+        }
+        if let Some(address) = &comm.listen_address
+            && address.parse::<IpAddr>().is_err()
+            && self.usable(&[LISTEN])
+        {
+            let message = format!("`{LISTEN}`: expected an IP address, found `{address}`");
+            let hint = "for example `10.0.0.5`, or `0.0.0.0` for all interfaces";
+            self.report(&[LISTEN], &message, Some(hint));
+        }
+        let own = matches!(comm.backend, CommBackend::Auto | CommBackend::Tcp);
+        if debug.link_mbit_per_second.is_some() && !own && self.usable(&[BACKEND, LINK]) {
+            let message = format!("`{LINK}` limits the backend `tcp`, but `{BACKEND}` is `{name}`");
+            self.report(&[LINK], &message, Some("remove one of them"));
+        }
+    }
+}
