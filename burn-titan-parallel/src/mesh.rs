@@ -4,7 +4,8 @@ use std::fmt;
 
 use thiserror::Error;
 
-/// An axis of the mesh, outermost first.
+/// An axis of the mesh: the first five arrange the ranks, outermost first; the last two are another view of
+/// three of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Axis {
     /// Pipeline stages.
@@ -17,10 +18,14 @@ pub enum Axis {
     Context,
     /// Shards of each matrix product.
     Tensor,
+    /// Experts. Borrows the ranks of one copy of a stage, dp_shard x cp x tp: neighbours among them.
+    Expert,
+    /// Shards of each expert: what `Expert` leaves of dp_shard x cp x tp.
+    ExpertShard,
 }
 
 impl Axis {
-    /// All axes, outermost first: neighbours on the last axis are neighbouring ranks.
+    /// The axes that arrange the ranks, outermost first: neighbours on the last axis are neighbouring ranks.
     pub const ALL: [Axis; 5] =
         [Axis::Pipeline, Axis::DataReplicate, Axis::DataShard, Axis::Context, Axis::Tensor];
 }
@@ -33,6 +38,8 @@ impl fmt::Display for Axis {
             Self::DataShard => "dp_shard",
             Self::Context => "cp",
             Self::Tensor => "tp",
+            Self::Expert => "ep",
+            Self::ExpertShard => "ep_shard",
         })
     }
 }
@@ -50,6 +57,9 @@ pub struct Degrees {
     pub context: i64,
     /// Shards of each matrix product.
     pub tensor: i64,
+    /// Ranks among which the experts are dealt out; they are borrowed, so the number of ranks is the product of
+    /// the others alone.
+    pub expert: i64,
 }
 
 /// Why no mesh can be built.
@@ -64,7 +74,11 @@ pub enum MeshError {
         degree: i64,
     },
     /// The product of the degrees is not the number of ranks.
-    #[error("{product} ranks, but {started} {} started", if *.started == 1 { "was" } else { "were" })]
+    #[error(
+        "{product} {}, but {started} {} started",
+        if .product == "1" { "rank" } else { "ranks" },
+        if *.started == 1 { "was" } else { "were" }
+    )]
     Product {
         /// The arithmetic, for example `2 x 4 x 2 = 16`.
         product: String,
@@ -81,12 +95,23 @@ pub enum MeshError {
         /// Ranks that were started.
         started: usize,
     },
+    /// The ranks that experts borrow do not divide by their degree.
+    #[error(
+        "experts are dealt out among the ranks of dp_shard x cp x tp: {borrowed}, which do not divide by expert_parallel_degree = {expert}"
+    )]
+    Expert {
+        /// The arithmetic of the three, for example `4 x 2 = 8`.
+        borrowed: String,
+        /// The degree.
+        expert: usize,
+    },
 }
 
 /// Ranks along the axes of [`Axis::ALL`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mesh {
     degrees: [usize; 5],
+    expert: usize,
 }
 
 impl Mesh {
@@ -95,9 +120,10 @@ impl Mesh {
     /// # Errors
     /// Where the degrees and the number of ranks do not fit, with the arithmetic.
     pub fn new(degrees: Degrees, world_size: usize) -> Result<Self, MeshError> {
-        let Degrees { pipeline, data_replicate, data_shard, context, tensor } = degrees;
+        let Degrees { pipeline, data_replicate, data_shard, context, tensor, expert } = degrees;
         let asked = [pipeline, data_replicate, data_shard, context, tensor];
-        for (axis, degree) in Axis::ALL.into_iter().zip(asked) {
+        let each = Axis::ALL.into_iter().zip(asked).chain([(Axis::Expert, expert)]);
+        for (axis, degree) in each {
             if degree < 1 && !(axis == Axis::DataShard && degree == -1) {
                 return Err(MeshError::Degree { axis, degree });
             }
@@ -122,7 +148,14 @@ impl Mesh {
             }
             (world / total) as i64
         };
-        Ok(Self { degrees: [pipeline, data_replicate, shard, context, tensor].map(|d| d as usize) })
+        let borrowed = [shard, context, tensor];
+        let block = borrowed.iter().product::<i64>();
+        if block % expert != 0 {
+            let borrowed = arithmetic(&borrowed, block.into());
+            return Err(MeshError::Expert { borrowed, expert: expert as usize });
+        }
+        let degrees = [pipeline, data_replicate, shard, context, tensor].map(|d| d as usize);
+        Ok(Self { degrees, expert: expert as usize })
     }
 
     /// Ranks of the mesh.
@@ -132,7 +165,11 @@ impl Mesh {
 
     /// Ranks along an axis.
     pub fn degree(&self, axis: Axis) -> usize {
-        self.degrees[axis as usize]
+        match axis {
+            Axis::Expert => self.expert,
+            Axis::ExpertShard => self.stride(Axis::DataReplicate) / self.expert,
+            axis => self.degrees[axis as usize],
+        }
     }
 
     /// Where a rank is along an axis.
@@ -147,13 +184,36 @@ impl Mesh {
         (0..self.degree(axis)).map(|i| first + i * stride).collect()
     }
 
+    /// The ranks that steps along `axes` lead to from `rank`, in order, itself included: those that differ
+    /// from it only along these. The global norm of the gradients, for example, sums over all axes but
+    /// `DataReplicate`.
+    pub fn group_of(&self, rank: usize, axes: &[Axis]) -> Vec<usize> {
+        let mut reached = vec![rank];
+        loop {
+            let before = reached.len();
+            for axis in axes {
+                reached = reached.iter().flat_map(|rank| self.group(*rank, *axis)).collect();
+                reached.sort_unstable();
+                reached.dedup();
+            }
+            // Axes of different views lead on to each other's.
+            if reached.len() == before {
+                return reached;
+            }
+        }
+    }
+
     /// Ranks that read different samples: copies times shards.
     pub fn data_parallel(&self) -> usize {
         self.degree(Axis::DataReplicate) * self.degree(Axis::DataShard)
     }
 
     fn stride(&self, axis: Axis) -> usize {
-        self.degrees[axis as usize + 1..].iter().product()
+        match axis {
+            Axis::Expert => 1,
+            Axis::ExpertShard => self.expert,
+            axis => self.degrees[axis as usize + 1..].iter().product(),
+        }
     }
 }
 
@@ -175,6 +235,7 @@ mod tests {
             data_shard: d[2],
             context: d[3],
             tensor: d[4],
+            expert: 1,
         }
     }
 
@@ -196,7 +257,56 @@ mod tests {
             message([1, 1, -2, 1, 1], 1),
             "the degree of dp_shard is -2: expected at least 1, or -1 for the ranks that are left"
         );
+        assert_eq!(message([1, 1, 1, 1, 1], 2), "1 rank, but 2 were started");
         assert!(Mesh::new(degrees([i64::MAX, i64::MAX, -1, 1, 1]), 8).is_err());
+    }
+
+    #[test]
+    fn experts_borrow_the_ranks_of_a_copy() {
+        let of = |d, expert, world| Mesh::new(Degrees { expert, ..degrees(d) }, world);
+        let message = |d, expert, world| of(d, expert, world).unwrap_err().to_string();
+        assert_eq!(
+            message([1, 2, -1, 1, 2], 3, 16),
+            "experts are dealt out among the ranks of dp_shard x cp x tp: 4 x 2 = 8, which do not \
+             divide by expert_parallel_degree = 3"
+        );
+        assert_eq!(message([1, 1, 1, 1, 1], 0, 1), "the degree of ep is 0: expected at least 1");
+        // Two copies of eight ranks, of which four hold all experts between them.
+        let mesh = of([1, 2, 4, 1, 2], 4, 16).unwrap();
+        assert_eq!((mesh.degree(Axis::Expert), mesh.degree(Axis::ExpertShard)), (4, 2));
+        assert_eq!(mesh.group(9, Axis::Expert), [8, 9, 10, 11]);
+        assert_eq!(mesh.group(9, Axis::ExpertShard), [9, 13]);
+        for rank in 0..16 {
+            let [experts, borrowed] = [
+                &[Axis::Expert, Axis::ExpertShard][..],
+                &[Axis::DataShard, Axis::Context, Axis::Tensor],
+            ]
+            .map(|axes| mesh.group_of(rank, axes));
+            assert_eq!(experts, borrowed);
+            assert_eq!(experts, Vec::from_iter(rank / 8 * 8..rank / 8 * 8 + 8));
+        }
+    }
+
+    #[test]
+    fn groups_over_several_axes() {
+        let mesh = Mesh::new(degrees([2, 2, 3, 1, 2]), 24).unwrap();
+        let all = Vec::from_iter(0..24);
+        assert_eq!(mesh.group_of(5, &[]), [5]);
+        assert_eq!(mesh.group_of(5, &Axis::ALL), all);
+        assert_eq!(mesh.group_of(2, &[Axis::Tensor]), mesh.group(2, Axis::Tensor));
+        assert_eq!(mesh.group_of(1, &[Axis::DataShard, Axis::DataReplicate]), [1, 3, 5, 7, 9, 11]);
+        let norm = [Axis::Tensor, Axis::Pipeline, Axis::DataShard, Axis::Context];
+        for rank in 0..24 {
+            let group = mesh.group_of(rank, &norm);
+            let copy = |rank| mesh.coordinate(rank, Axis::DataReplicate);
+            assert_eq!(
+                group,
+                Vec::from_iter(all.iter().copied().filter(|r| copy(*r) == copy(rank)))
+            );
+        }
+        // ep_shard of 6 / 2 = 3 leaps over tp, which leads to the ranks between.
+        let mesh = Mesh { expert: 2, ..mesh };
+        assert_eq!(mesh.group_of(0, &[Axis::ExpertShard, Axis::Tensor]), [0, 1, 2, 3, 4, 5]);
     }
 
     #[test]

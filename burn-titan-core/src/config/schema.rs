@@ -290,6 +290,7 @@ impl ParallelismConfig {
             data_shard: self.data_parallel_shard_degree,
             context: self.context_parallel_degree,
             tensor: self.tensor_parallel_degree,
+            expert: self.expert_parallel_degree,
         }
     }
 }
