@@ -17,6 +17,7 @@ pub mod mesh;
 pub mod placement;
 pub mod program;
 pub mod step;
+pub mod trace;
 pub mod world;
 
 pub use communicator::{
@@ -26,4 +27,5 @@ pub use join::WorldOptions;
 pub use mesh::{Axis, Degrees, Mesh, MeshError};
 pub use placement::Placement;
 pub use program::{Action, Keep, Program};
+pub use trace::Trace;
 pub use world::World;

@@ -10,6 +10,7 @@ use crate::host::tcp::JoinError;
 use crate::host::{CommError, FailureHook, Group, Links, LocalLinks, Queue};
 use crate::join::{self, WorldOptions};
 use crate::launch::Launch;
+use crate::trace::Trace;
 
 /// One rank of a world: who it is, and how it reaches the others.
 #[derive(Clone)]
@@ -18,12 +19,13 @@ pub struct World {
     links: Option<Arc<dyn Links>>,
     /// How long an operation waits for a peer.
     timeout: Duration,
+    trace: Trace,
 }
 
 impl World {
     /// A world of one rank.
     pub fn alone() -> Self {
-        Self { links: None, timeout: Duration::MAX }
+        Self { links: None, timeout: Duration::MAX, trace: Trace::default() }
     }
 
     /// The ranks of a world of `size` threads of this process.
@@ -49,7 +51,7 @@ impl World {
 
     /// A rank that reaches the others over `links`.
     pub fn over(links: Arc<dyn Links>, timeout: Duration) -> Self {
-        Self { links: Some(links), timeout }
+        Self { links: Some(links), timeout, trace: Trace::default() }
     }
 
     /// This rank.
@@ -60,6 +62,11 @@ impl World {
     /// Ranks in the world.
     pub fn size(&self) -> usize {
         self.links.as_ref().map_or(1, |links| links.world_size())
+    }
+
+    /// What this rank does, when it is asked for.
+    pub fn trace(&self) -> &Trace {
+        &self.trace
     }
 
     /// A communicator among `members` (ranks of the world, in order, this one included). Each of them asks
@@ -77,7 +84,7 @@ impl World {
         };
         let id = group_id(purpose, members);
         let group = Group::new(links.clone(), members.to_vec(), id, self.timeout);
-        let queue = Queue::new(group)
+        let queue = Queue::traced(group, purpose, self.trace.clone())
             .map_err(|error| CommError::Closed(format!("no thread for a group: {error}")))?;
         Ok(Box::new(HostCommunicator::new(queue)))
     }

@@ -1,7 +1,7 @@
 //! The ranks that a rank exchanges tensors with.
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use burn_titan_parallel::{Axis, CommError, Communicator, Mesh, OneRank, Reduction, World};
+use burn_titan_parallel::{Axis, CommError, Communicator, Mesh, OneRank, Reduction, Trace, World};
 
 /// The groups of one rank, one for each purpose.
 pub struct Groups {
@@ -11,13 +11,15 @@ pub struct Groups {
     pub replicate: Box<dyn Communicator>,
     /// All ranks that read different samples.
     pub data: Box<dyn Communicator>,
+    /// What this rank does, when it is asked for.
+    pub trace: Trace,
 }
 
 impl Groups {
     /// The groups of a world of one rank.
     pub fn one() -> Self {
         let one = || Box::new(OneRank);
-        Self { shard: one(), replicate: one(), data: one() }
+        Self { shard: one(), replicate: one(), data: one(), trace: Trace::default() }
     }
 
     /// The groups of this rank on a mesh of the world's ranks.
@@ -31,6 +33,7 @@ impl Groups {
             shard: world.communicator("dp_shard", &along(Axis::DataShard))?,
             replicate: world.communicator("dp_replicate", &along(Axis::DataReplicate))?,
             data: world.communicator("dp", &data)?,
+            trace: world.trace().clone(),
         })
     }
 

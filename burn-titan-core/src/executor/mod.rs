@@ -130,15 +130,20 @@ impl Executor {
         let mut pass = Pass::new(machine, contexts, valid_tokens);
         let mut outcome = StepOutcome { loss: 0.0, grad_norm: 0.0 };
         for action in &program.actions {
-            match action {
-                Action::ClipGradientNorm => outcome = pass.measure(parameters)?,
+            let run = || match action {
+                Action::ClipGradientNorm => {
+                    outcome = pass.measure(parameters)?;
+                    Ok(())
+                }
                 Action::OptimizerStep => {
                     let scale = clip_factor(outcome.grad_norm, rule.max_grad_norm);
                     let gradients = pass.gradients();
                     optimizer.step(parameters, gradients, rule.lr_factor, scale, &*groups.shard)?;
+                    Ok(())
                 }
-                compute => pass.run(compute, parameters)?,
-            }
+                compute => Ok::<_, StepError>(pass.run(compute, parameters)?),
+            };
+            groups.trace.span("training", || action.to_string(), run)?;
         }
         Ok(outcome)
     }

@@ -10,10 +10,12 @@ mod start;
 mod state;
 mod stop;
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::tensor::{DType, Device};
+use burn_titan_parallel::trace::chrome_trace;
 use burn_titan_parallel::{Program, World};
 
 pub use error::{NonFiniteStep, TrainError};
@@ -182,6 +184,10 @@ impl Trainer {
             return Ok(None);
         }
         self.cursor = batches.last().map(|batch| batch.cursor_after.clone());
+        let traced = self.config.debug.trace_step == Some(self.step as usize + 1);
+        if traced {
+            self.executor.groups().trace.start();
+        }
         let result = self.executor.train_step(
             &self.program,
             &contexts,
@@ -190,6 +196,9 @@ impl Trainer {
             rule,
         );
         self.step += 1;
+        if traced {
+            self.write_trace()?;
+        }
         let (loss, grad_norm) = match result {
             Ok(outcome) => (outcome.loss, outcome.grad_norm),
             Err(StepError::Communication(error)) => return Err(error.into()),
@@ -226,6 +235,18 @@ impl Trainer {
             metrics.validation_loss = Some(self.validate()?);
         }
         Ok(Some(metrics))
+    }
+
+    /// Writes what this rank did since the trace was started.
+    fn write_trace(&self) -> Result<(), TrainError> {
+        let groups = self.executor.groups();
+        let rank = groups.data.rank();
+        let trace = chrome_trace(rank, &groups.trace.stop());
+        let folder = output_dir(&self.config).join("trace");
+        let path = folder.join(format!("step-{:08}-rank-{rank:05}.json", self.step));
+        let written =
+            fs::create_dir_all(&folder).and_then(|()| fs::write(&path, trace.to_string()));
+        written.map_err(|error| folder::unwritable(&path, &error))
     }
 
     /// Whether something is due every `interval` steps and after the last one.

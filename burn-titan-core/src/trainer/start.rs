@@ -50,7 +50,7 @@ impl Trainer {
         let sharding = Sharding { rank: groups.shard.rank(), ranks: groups.shard.size() };
         let specs = model.parameters();
         let rules = parameter_rules(&config.optimizer, &specs)?;
-        fits::check(config.training.device, &specs, &rules)?;
+        fits::check(config.training.device, &specs, &rules, sharding.ranks)?;
         let (lock, resume) = folder::enter_together(&config, &groups, &device)?;
         let stream = StreamOptions::training(
             &config.data,

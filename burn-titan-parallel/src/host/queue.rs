@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use super::call::{Call, Kind};
@@ -13,6 +13,7 @@ use super::element::{Element, Reduction};
 use super::error::CommError;
 use super::group::Group;
 use super::memory::Memory;
+use crate::trace::Trace;
 
 type Job = Box<dyn FnOnce(&Group) + Send>;
 
@@ -28,6 +29,9 @@ pub struct Queue {
 
 /// A thread that does one job after the other.
 struct Lane {
+    /// Its name in a trace.
+    name: Arc<str>,
+    trace: Trace,
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -61,13 +65,22 @@ impl Queue {
     /// # Errors
     /// If the system has no thread left.
     pub fn new(group: Group) -> std::io::Result<Self> {
+        Self::traced(group, "group", Trace::default())
+    }
+
+    /// As [`Queue::new`]; operations are recorded as of the group `name`.
+    ///
+    /// # Errors
+    /// If the system has no thread left.
+    pub fn traced(group: Group, name: &str, trace: Trace) -> std::io::Result<Self> {
         let pairs = group.for_pairs();
+        let lane = |kind: &str, group| Lane::new(kind, name, group, trace.clone());
         Ok(Self {
             rank: group.rank(),
             size: group.size(),
-            collectives: Lane::new("collective", group)?,
-            sends: Lane::new("send", pairs.clone())?,
-            receives: Lane::new("receive", pairs)?,
+            collectives: lane("collective", group)?,
+            sends: lane("send", pairs.clone())?,
+            receives: lane("receive", pairs)?,
             numbers: Mutex::default(),
         })
     }
@@ -222,13 +235,13 @@ fn count(number: &mut u64) -> u64 {
 }
 
 impl Lane {
-    fn new(name: &str, group: Group) -> std::io::Result<Self> {
+    fn new(kind: &str, name: &str, group: Group, trace: Trace) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::channel::<Job>();
-        let name = format!("{name}-{}", group.links().rank());
         let thread = std::thread::Builder::new()
-            .name(name)
+            .name(format!("{kind}-{}", group.links().rank()))
             .spawn(move || queue.into_iter().for_each(|job| job(&group)))?;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+        let name = format!("{name}: {kind}").into();
+        Ok(Self { name, trace, jobs: Some(jobs), thread: Some(thread) })
     }
 
     fn start<T: Send + 'static>(
@@ -237,8 +250,9 @@ impl Lane {
         run: impl FnOnce(&Group, &Call) -> Result<T, CommError> + Send + 'static,
     ) -> Pending<T> {
         let (done, pending) = mpsc::channel();
+        let (name, trace) = (self.name.clone(), self.trace.clone());
         let job: Job = Box::new(move |group| {
-            let result = run(group, &call);
+            let result = trace.span(&name, || call.to_string(), || run(group, &call));
             if let Err(error) = &result {
                 // Peers must not wait for a rank that has given up.
                 group.links().abort(&error.to_string());

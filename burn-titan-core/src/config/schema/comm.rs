@@ -76,4 +76,8 @@ pub struct DebugConfig {
     /// of `comm.backend=tcp`. Ranks of one host then share no memory. Default: as fast as the system can.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub link_mbit_per_second: Option<f64>,
+    /// A step whose actions and exchanges every rank writes to `trace/` in the output folder, for Perfetto or
+    /// Chrome's trace viewer. Default: none.
+    #[schemars(range(min = 1))]
+    pub trace_step: Option<usize>,
 }
