@@ -52,7 +52,11 @@ impl Default for WorldOptions {
 }
 
 /// The links of a launched process, once all ranks have come together over TCP.
-pub(crate) fn links(launch: &Launch, options: &WorldOptions) -> Result<TcpLinks, JoinError> {
+///
+/// # Errors
+/// If they do not before the deadline, and which; or what of the environment or of `options` makes no sense
+/// ([`JoinError::is_refusal`]).
+pub fn links(launch: &Launch, options: &WorldOptions) -> Result<TcpLinks, JoinError> {
     let rendezvous = launch.rendezvous().map_err(|error| JoinError::Config(error.to_string()))?;
     let config = TcpConfig {
         rank: launch.rank,

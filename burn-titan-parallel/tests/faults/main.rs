@@ -1,10 +1,13 @@
 //! Ranks as real processes, which are killed, stopped and cut off in the middle of every collective: the
 //! others must end in time, name the culprit, and leave nobody behind.
 //!
-//! The processes are this test itself, started again: see [`rank`].
+//! The processes are this test itself, started again: see [`rank`]. Some are on hosts of their own: see [`hosts`].
 
+mod between_hosts;
+mod hosts;
 mod proxy;
 mod rank;
+mod switch;
 mod world;
 
 use std::time::Duration;

@@ -8,6 +8,11 @@ use burn_titan_parallel::host::{
     Call, CommError, Element, Group, Kind, Links, Queue, Reduction, TcpConfig, TcpLinks,
 };
 
+use burn_titan_parallel::WorldOptions;
+use burn_titan_parallel::join::links;
+use burn_titan_parallel::launch::{Family, Launch, Rendezvous, Source};
+use burn_titan_parallel::placement::shard_range;
+
 use crate::proxy;
 
 /// The time-out of every operation.
@@ -24,6 +29,10 @@ pub const KIND: &str = "BURN_TITAN_TEST_KIND";
 pub const ROUNDS: &str = "BURN_TITAN_TEST_ROUNDS";
 pub const FAULT: &str = "BURN_TITAN_TEST_FAULT";
 pub const SOCKETS: &str = "BURN_TITAN_TEST_SOCKETS";
+pub const RENDEZVOUS: &str = "BURN_TITAN_TEST_RENDEZVOUS";
+
+/// The collective that is every one, with its result checked; over links that may be slow.
+pub const CHECK: &str = "check";
 
 /// What a rank says, at the start of a line.
 pub const SAYS_STORE: &str = "says store ";
@@ -46,7 +55,13 @@ fn number(name: &str) -> Option<usize> {
 /// Joins the others, and makes the same collective again and again.
 pub fn run() -> ! {
     let (rank, size) = (number(RANK).unwrap(), number(SIZE).unwrap());
-    let links = join(rank, size).unwrap_or_else(|error| fail(&error.to_string()));
+    let kind = std::env::var(KIND).unwrap();
+    let timeout = if kind == CHECK { crate::world::START } else { TIMEOUT };
+    let joined = match std::env::var(RENDEZVOUS) {
+        Ok(host) => join_hosts(rank, size, host, timeout),
+        Err(_) => join(rank, size),
+    };
+    let links = joined.unwrap_or_else(|error| fail(&error.to_string()));
     links.on_failure(Box::new(|error| {
         // The training thread has the time to fail by itself.
         std::thread::sleep(Duration::from_millis(1500));
@@ -54,11 +69,10 @@ pub fn run() -> ! {
     }));
     let links: Arc<dyn Links> = Arc::new(links);
     let members: Vec<usize> = (0..size).collect();
-    let group = Group::new(links.clone(), members.clone(), 1, TIMEOUT);
-    let queue = Queue::new(Group::new(links.clone(), members, 2, TIMEOUT)).unwrap();
+    let group = Group::new(links.clone(), members.clone(), 1, timeout);
+    let queue = Queue::new(Group::new(links.clone(), members, 2, timeout)).unwrap();
     println!("{SAYS_RUNNING}");
 
-    let kind = std::env::var(KIND).unwrap();
     let rounds = number(ROUNDS).unwrap_or(usize::MAX);
     for sequence in (1..).take(rounds) {
         let done = match kind.as_str() {
@@ -74,6 +88,7 @@ pub fn run() -> ! {
                 panic!("rank 2 panics");
             }
             "panic" => queue.barrier().wait(),
+            CHECK => check(&queue),
             "send_receive" => pass_on(&group, sequence),
             name => {
                 operate(Kind::ALL.into_iter().find(|kind| kind.name() == name).unwrap(), &queue)
@@ -119,6 +134,54 @@ fn join(rank: usize, size: usize) -> Result<TcpLinks, Box<dyn std::error::Error>
     } else {
         Ok(TcpLinks::join(&std::env::var(STORE)?, listener, config)?)
     }
+}
+
+/// As a launched process does.
+fn join_hosts(
+    rank: usize,
+    world_size: usize,
+    host: String,
+    timeout: Duration,
+) -> Result<TcpLinks, Box<dyn std::error::Error>> {
+    let launch = Launch {
+        rank,
+        world_size,
+        local_rank: 0,
+        local_size: Some(1),
+        rendezvous: Some(Rendezvous { host, port: 29500 }),
+        source: Source { family: Family::Flags, settings: Vec::new() },
+    };
+    let options = WorldOptions {
+        timeout,
+        join_timeout: crate::world::START,
+        token: Some("a token for tests".to_string()),
+        // These hosts have one kernel, which would let them.
+        shared_memory: false,
+        ..WorldOptions::default()
+    };
+    Ok(links(&launch, &options)?)
+}
+
+/// Makes every collective once, of a size that does not divide by the ranks.
+fn check(queue: &Queue) -> Result<(), CommError> {
+    const COUNT: usize = 10_007;
+    let (rank, size) = (queue.rank(), queue.size());
+    let (u8s, sum) = (Element::U8, Reduction::Sum);
+    let of = |rank: usize| vec![rank as u8 + 1; COUNT];
+    let total = (size * (size + 1) / 2) as u8;
+    let shares: Vec<usize> = (0..size).map(|rank| shard_range(COUNT, size, rank).len()).collect();
+    let shard = |rank: usize| vec![rank as u8 + 1; shares[rank]];
+    let all_shards = (0..size).flat_map(shard).collect::<Vec<_>>();
+    assert_eq!(queue.all_reduce(of(rank), u8s, sum).wait()?, [total; COUNT]);
+    assert_eq!(queue.all_gather(shard(rank), &shares, u8s).wait()?, all_shards);
+    let reduced = queue.reduce_scatter(of(rank), &shares, u8s, sum).wait()?;
+    assert_eq!(reduced, vec![total; shares[rank]]);
+    let own = vec![shares[rank]; size];
+    let exchanged = queue.all_to_all(all_shards, &shares, &own, u8s).wait()?;
+    assert_eq!(exchanged, vec![rank as u8 + 1; size * shares[rank]]);
+    let root = size - 1;
+    assert_eq!(queue.broadcast(of(rank), COUNT, u8s, root).wait()?, of(root));
+    queue.barrier().wait()
 }
 
 fn operate(kind: Kind, queue: &Queue) -> Result<(), CommError> {

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+use crate::hosts::{self, Network};
 use crate::proxy::Fault;
 use crate::rank;
 
@@ -58,6 +59,20 @@ impl World {
         world
     }
 
+    /// Starts each rank on a host of its own.
+    pub fn start_on(network: &Network, options: &Options) -> Self {
+        let (sender, lines) = channel();
+        let errors = vec![String::new(); options.size];
+        let mut world = Self { children: Vec::new(), lines, errors, signalled: None };
+        for rank in 0..options.size {
+            let mut command = command(rank, options, "");
+            command.env(rank::RENDEZVOUS, hosts::address(0));
+            let child = network.on(rank, move || command.spawn().unwrap());
+            world.children.push(listen(rank, child, &sender));
+        }
+        world
+    }
+
     /// Returns once every rank has joined.
     pub fn wait_until_running(&mut self) {
         for _ in 0..self.children.len() {
@@ -68,6 +83,11 @@ impl World {
     /// Returns once the proxy has done what it is there for.
     pub fn wait_for_fault(&mut self) {
         self.hear(rank::SAYS_FAULT);
+        self.has_failed();
+    }
+
+    /// Notes that what the ranks must notice has happened now.
+    pub fn has_failed(&mut self) {
         self.signalled = Some(Instant::now());
     }
 
@@ -76,7 +96,7 @@ impl World {
         let id = self.children[rank].id() as i32;
         // SAFETY: `kill` touches no memory; the child was not waited for, so the id is still its own.
         assert_eq!(unsafe { libc::kill(id, signal) }, 0);
-        self.signalled = Some(Instant::now());
+        self.has_failed();
     }
 
     /// How all ranks but `without` have ended, each of them within `limit` of the signal or the
@@ -142,6 +162,10 @@ impl Drop for World {
 }
 
 fn spawn(rank: usize, options: &Options, store: &str, lines: &Sender<(usize, String)>) -> Child {
+    listen(rank, command(rank, options, store).spawn().unwrap(), lines)
+}
+
+fn command(rank: usize, options: &Options, store: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "as_a_rank", "--nocapture"]);
     command.env(rank::RANK, rank.to_string()).env(rank::SIZE, options.size.to_string());
@@ -163,7 +187,11 @@ fn spawn(rank: usize, options: &Options, store: &str, lines: &Sender<(usize, Str
             Ok(())
         });
     }
-    let mut child = command.spawn().unwrap();
+    command
+}
+
+/// Passes on what a rank says.
+fn listen(rank: usize, mut child: Child, lines: &Sender<(usize, String)>) -> Child {
     let (output, lines) = (child.stdout.take().unwrap(), lines.clone());
     std::thread::spawn(move || {
         for line in BufReader::new(output).lines().map_while(Result::ok) {
