@@ -53,3 +53,114 @@ fn exit_now(code: u8) -> ! {
     #[cfg(not(unix))]
     std::process::exit(code.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::process::{Command, Output, Stdio};
+    use std::time::Instant;
+
+    use burn::tensor::{Device, Tensor};
+    use burn_titan_parallel::WorldOptions;
+    use burn_titan_parallel::launch::{Flags, Place, Variables, read};
+
+    use super::*;
+
+    /// Says what the ranks of a test do.
+    const CASE: &str = "BURN_TITAN_TEST_CASE";
+
+    /// Where this process was started as a rank, it becomes one.
+    #[test]
+    fn as_a_rank() {
+        let Ok(case) = std::env::var(CASE) else { return };
+        let Ok(Place::Rank(launch)) = read(&Flags::default(), &Variables::of_process()) else {
+            panic!("no rank")
+        };
+        let world = World::join(&launch, &WorldOptions::default()).unwrap();
+        let done = run(world, |world| {
+            if world.rank() == 1 {
+                match case.as_str() {
+                    "exit" => std::process::exit(3),
+                    "fail" => {
+                        return Err(TrainError::File { path: "disk".into(), cause: "full".into() });
+                    }
+                    _ => {}
+                }
+            }
+            match case.as_str() {
+                "end" => {}
+                "fail" => {
+                    let ranks = world.communicator("test", &[0, 1])?;
+                    let one = Tensor::<1>::ones([1], &Device::flex());
+                    ranks.all_reduce_sum(one).wait()?;
+                }
+                // Waits for nobody.
+                _ => std::thread::sleep(Duration::from_secs(60)),
+            }
+            Ok(())
+        });
+        if let Err(error) = done {
+            eprintln!("error: {error}");
+            exit_now(error.exit_code());
+        }
+    }
+
+    /// How two ranks end, and after how many seconds rank 0 did.
+    fn ranks(case: &str) -> ([Output; 2], f64) {
+        // Not a port that the system gives to connections.
+        let port = (61_440..=u16::MAX)
+            .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+            .unwrap();
+        let start = |rank: &str| {
+            Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "rank::tests::as_a_rank", "--nocapture"])
+                .env(CASE, case)
+                .env("BURN_TITAN_TOKEN", "secret")
+                .env("BURN_TITAN_RANK", rank)
+                .env("BURN_TITAN_LOCAL_RANK", rank)
+                .env("BURN_TITAN_WORLD_SIZE", "2")
+                .env("BURN_TITAN_LOCAL_SIZE", "2")
+                .env("BURN_TITAN_RENDEZVOUS", format!("127.0.0.1:{port}"))
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        };
+        let [zero, one] = ["0", "1"].map(start);
+        let one = one.wait_with_output().unwrap();
+        let since = Instant::now();
+        let zero = zero.wait_with_output().unwrap();
+        ([zero, one], since.elapsed().as_secs_f64())
+    }
+
+    fn errors(rank: &Output) -> Vec<String> {
+        let text = String::from_utf8_lossy(&rank.stderr);
+        text.lines().filter(|line| line.starts_with("error: ")).map(String::from).collect()
+    }
+
+    #[test]
+    fn ranks_end_together() {
+        let (ranks, _) = ranks("end");
+        assert!(ranks.iter().all(|rank| rank.status.code() == Some(0)), "{ranks:?}");
+    }
+
+    #[test]
+    fn a_rank_that_waits_for_nobody_ends_with_the_world() {
+        let ([zero, one], seconds) = ranks("exit");
+        assert_eq!((zero.status.code(), one.status.code()), (Some(138), Some(3)));
+        let errors = errors(&zero);
+        assert!(errors.len() == 1 && errors[0].starts_with("error: rank 1 on "), "{errors:?}");
+        // Two seconds, and some for a busy machine; its work takes a minute.
+        assert!(seconds < 20.0, "{seconds} s");
+    }
+
+    #[test]
+    fn a_rank_that_fails_is_named_with_its_error() {
+        let ([zero, one], _) = ranks("fail");
+        assert_eq!((zero.status.code(), one.status.code()), (Some(138), Some(2)));
+        assert_eq!(errors(&one), ["error: disk: full"]);
+        let errors = errors(&zero);
+        assert!(errors.len() == 1 && errors[0].contains(" is lost (disk: full"), "{errors:?}");
+    }
+}
