@@ -83,7 +83,8 @@ fn one_rank_trains_however_it_is_started() {
         ("SLURM_JOB_ID", "7"),
         ("SLURM_STEP_NODELIST", "node001"),
     ];
-    let cases: [(&[&str], &[(&str, &str)], Option<&str>); 4] = [
+    type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], Option<&'a str>);
+    let cases: [Case; 4] = [
         (&[], &[], None),
         (
             &["--ranks", "1"],
