@@ -69,6 +69,11 @@ impl World {
         &self.trace
     }
 
+    /// The same rank, whose new communicators wait so long for a peer.
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self { timeout, ..self.clone() }
+    }
+
     /// A communicator among `members` (ranks of the world, in order, this one included). Each of them asks
     /// for it with the same `purpose`; groups of another purpose, or of other members, do not disturb it.
     ///

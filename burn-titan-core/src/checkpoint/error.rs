@@ -1,10 +1,12 @@
 //! What can be wrong with a checkpoint.
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 use super::durable::FileError;
 use super::tensor::{HostDtype, TensorError};
 use super::tensor_file::TensorFileError;
+use super::writers::ExchangeError;
 
 /// What can be wrong with a checkpoint, or with the folder it lies in. Every message names the file
 /// and what to do about it.
@@ -43,8 +45,8 @@ pub enum CheckpointError {
     },
     /// The checkpoint was written by another version.
     #[error(
-        "{}: format version {found}, but this program reads version {supported}: use the program \
-         version that wrote it",
+        "{}: format version {found}, but this program reads versions up to {supported}: use the \
+         program version that wrote it",
         path.display()
     )]
     Version {
@@ -52,7 +54,7 @@ pub enum CheckpointError {
         path: PathBuf,
         /// The version it names.
         found: String,
-        /// The version read here.
+        /// The newest version read here.
         supported: u32,
     },
     /// A file that the index lists is not there.
@@ -81,13 +83,17 @@ pub enum CheckpointError {
     },
     /// A file's contents are not those that were written.
     #[error(
-        "{}: checksum {found}, but {expected} was written: the file was altered; restore it from a \
-         copy, or delete the folder to continue from an older step",
-        path.display()
+        "{}: bytes {} to {} have the checksum {found}, but {expected} was written: the file was \
+         altered; restore it from a copy, or delete the folder to continue from an older step",
+        path.display(),
+        range.start,
+        range.end
     )]
     Altered {
         /// The file.
         path: PathBuf,
+        /// The bytes that the checksum is of.
+        range: Range<u64>,
         /// Checksum that was written, in hexadecimal.
         expected: String,
         /// Checksum of what is there.
@@ -128,6 +134,50 @@ pub enum CheckpointError {
         /// Shape in the file.
         found_shape: Vec<usize>,
     },
+    /// The checkpoint has no more than the model.
+    #[error(
+        "{}: the checkpoint holds only the model (`checkpoint.last_save_model_only`), so no run can \
+         continue from it: delete the folder to continue from an older step, or use it with \
+         `generate`, `eval` or `convert`",
+        path.display()
+    )]
+    ModelOnly {
+        /// The checkpoint.
+        path: PathBuf,
+    },
+    /// The ranks' pieces do not make a checkpoint.
+    #[error(
+        "what the ranks wrote is no checkpoint: {reason}: this is a fault of the program; older \
+         checkpoints are as they were"
+    )]
+    Pieces {
+        /// What is wrong.
+        reason: String,
+    },
+    /// Another rank could not write its part.
+    #[error("rank {rank} could not save its part: {cause}")]
+    OtherRank {
+        /// The rank.
+        rank: usize,
+        /// What it said.
+        cause: String,
+    },
+    /// A rank does not see the folder that the first rank made.
+    #[error(
+        "{}: rank 0 made this folder, but it is not here: give all ranks the same folder on a file \
+         system that they share",
+        path.display()
+    )]
+    NotShared {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The ranks could not exchange what they wrote.
+    #[error("the ranks could not agree on the checkpoint, which was given up: {0}")]
+    Exchange(#[from] ExchangeError),
+    /// The thread that writes checkpoints cannot be started, or has died.
+    #[error("no thread writes checkpoints: {0}")]
+    Thread(String),
     /// Two tensors of one checkpoint have the same name.
     #[error("tensor `{name}` is given twice: names must differ over model and optimizer")]
     DuplicateTensor {

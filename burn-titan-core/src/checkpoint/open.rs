@@ -8,13 +8,13 @@ use std::sync::OnceLock;
 use rayon::prelude::*;
 use serde::de::DeserializeOwned;
 
-use super::durable::{FileDigest, FileError};
+use super::chunked_file::{ChunkedFile, check_file};
+use super::durable::FileError;
 use super::error::{CheckpointError, nearest};
-use super::index::{
-    CONFIG_FILE, FileRecord, INDEX_FILE, Index, STATE_FILE, TensorGroup, TensorRecord, hexadecimal,
-};
-use super::tensor::{HostDtype, HostTensor};
-use super::tensor_file::{TensorFile, TensorView};
+use super::index::{CONFIG_FILE, INDEX_FILE, Index, STATE_FILE};
+use super::record::{PieceRecord, TensorGroup, TensorRecord};
+use super::region::Region;
+use super::tensor::{HostDtype, HostTensor, TensorError};
 
 /// What the index says of one tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,44 +27,32 @@ pub struct TensorEntry<'a> {
     pub shape: &'a [usize],
 }
 
-/// An open checkpoint. Tensors are read by memory map; each file's checksum is verified before the
-/// first of its bytes is used.
+/// An open checkpoint. Files are read by memory map, and only where they are needed; each chunk's
+/// checksum is verified before the first of its bytes is used.
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
     index: Index,
-    /// The tensor files by name; empty until they were verified.
-    tensor_files: BTreeMap<String, OnceLock<TensorFile>>,
+    /// The files by name; empty until they were needed.
+    files: BTreeMap<String, OnceLock<ChunkedFile>>,
 }
 
-/// Opens the checkpoint in the folder `path` (`.../step-00000100`), and verifies its index and the
-/// presence and size of every file.
+/// Opens the checkpoint in the folder `path` (`.../step-00000100`), and verifies its index, the
+/// presence and size of every file, and that the pieces of every tensor are all of it.
 ///
 /// # Errors
 /// [`CheckpointError`] that names the file which is missing, torn or altered.
 pub fn open(path: &Path) -> Result<Checkpoint, CheckpointError> {
     let index = read_complete_index(path)?;
-    let is_tensor_file = |name: &&String| name.ends_with(".safetensors");
-    let tensor_files = index.files.keys().filter(is_tensor_file);
-    let tensor_files = tensor_files.map(|name| (name.clone(), OnceLock::new())).collect();
-    Ok(Checkpoint { path: path.to_path_buf(), index, tensor_files })
+    let files = index.files.keys().map(|name| (name.clone(), OnceLock::new())).collect();
+    Ok(Checkpoint { path: path.to_path_buf(), index, files })
 }
 
 /// The index of the folder `path`, if every file is there with the right size.
 pub(super) fn read_complete_index(path: &Path) -> Result<Index, CheckpointError> {
     let index = Index::read(path)?;
     for (name, record) in &index.files {
-        let file = path.join(name);
-        let found = match std::fs::metadata(&file) {
-            Ok(metadata) => metadata.len(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(CheckpointError::MissingFile { path: file });
-            }
-            Err(error) => return Err(FileError::new(&file, "read the file's size", error).into()),
-        };
-        if found != record.bytes {
-            return Err(CheckpointError::Torn { path: file, expected: record.bytes, found });
-        }
+        check_file(&path.join(name), record)?;
     }
     Ok(index)
 }
@@ -80,12 +68,27 @@ impl Checkpoint {
         self.index.step
     }
 
+    /// Refuses a checkpoint from which no run can continue.
+    ///
+    /// # Errors
+    /// [`CheckpointError::ModelOnly`].
+    pub fn require_resumable(&self) -> Result<(), CheckpointError> {
+        match self.index.model_only {
+            true => Err(CheckpointError::ModelOnly { path: self.path.clone() }),
+            false => Ok(()),
+        }
+    }
+
     /// Text of the run's resolved config.
     ///
     /// # Errors
     /// [`CheckpointError`] where the file was altered or cannot be read.
     pub fn config_yaml(&self) -> Result<String, CheckpointError> {
-        self.read_text(CONFIG_FILE)
+        let contents = self.file(CONFIG_FILE)?.verified()?;
+        std::str::from_utf8(contents).map(String::from).map_err(|error| {
+            let source = io::Error::new(io::ErrorKind::InvalidData, error);
+            FileError::new(&self.path.join(CONFIG_FILE), "read the file", source).into()
+        })
     }
 
     /// What the caller stored to continue from.
@@ -93,24 +96,25 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError::State`] where it is not a `T`; others where the file was altered.
     pub fn state<T: DeserializeOwned>(&self) -> Result<T, CheckpointError> {
-        serde_json::from_str(&self.read_text(STATE_FILE)?).map_err(|error| CheckpointError::State {
-            path: self.path.join(STATE_FILE),
-            reason: error.to_string(),
+        serde_json::from_slice(self.file(STATE_FILE)?.verified()?).map_err(|error| {
+            CheckpointError::State { path: self.path.join(STATE_FILE), reason: error.to_string() }
         })
     }
 
-    /// Where a further file of this name is, if the checkpoint was saved with one. It was not read yet:
-    /// see [`verify`](Self::verify) and [`further_file`](Self::further_file).
-    pub fn further_file_path(&self, name: &str) -> Option<PathBuf> {
-        self.index.files.contains_key(name).then(|| self.path.join(name))
+    /// Where a further file of this name is, if the checkpoint was saved with one. It is verified.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] where the file was altered or cannot be read.
+    pub fn further_file_path(&self, name: &str) -> Result<Option<PathBuf>, CheckpointError> {
+        Ok(self.further_file(name)?.map(|_| self.path.join(name)))
     }
 
     /// The contents of a further file, if the checkpoint was saved with one of this name.
     ///
     /// # Errors
     /// [`CheckpointError`] where the file was altered or cannot be read.
-    pub fn further_file(&self, name: &str) -> Result<Option<Vec<u8>>, CheckpointError> {
-        self.index.files.contains_key(name).then(|| self.verified(name)).transpose()
+    pub fn further_file(&self, name: &str) -> Result<Option<&[u8]>, CheckpointError> {
+        self.files.contains_key(name).then(|| self.file(name)?.verified()).transpose()
     }
 
     /// The model's tensors, in the order of their names.
@@ -126,9 +130,15 @@ impl Checkpoint {
     /// A copy of one tensor of the model or the optimizer.
     ///
     /// # Errors
-    /// [`CheckpointError::MissingTensor`], or what is wrong with its file.
+    /// [`CheckpointError::MissingTensor`], or what is wrong with its files.
     pub fn tensor(&self, name: &str) -> Result<HostTensor, CheckpointError> {
-        Ok(self.view(name)?.to_tensor())
+        let record = self.record(name)?;
+        let region = Region::whole(&record.shape).map_err(|source| of_tensor(name, source))?;
+        let mut data = vec![0; region.elements() * record.dtype.size()];
+        self.visit(name, record, &region, |at, bytes| {
+            data[at * record.dtype.size()..][..bytes.len()].copy_from_slice(bytes);
+        })?;
+        Ok(HostTensor::new(name, record.dtype, &record.shape, data))
     }
 
     /// As [`tensor`](Self::tensor), and the tensor must be of this type and shape.
@@ -141,44 +151,64 @@ impl Checkpoint {
         dtype: HostDtype,
         shape: &[usize],
     ) -> Result<HostTensor, CheckpointError> {
-        let record = self.record(name)?;
-        if record.dtype == dtype && record.shape == shape {
-            return self.tensor(name);
-        }
-        Err(CheckpointError::WrongTensor {
-            path: self.path.clone(),
-            name: name.into(),
-            dtype,
-            shape: shape.to_vec(),
-            found_dtype: record.dtype,
-            found_shape: record.shape.clone(),
-        })
+        self.record_of(name, dtype, shape)?;
+        self.tensor(name)
     }
 
-    /// One tensor without a copy.
+    /// The elements of `region` of a tensor, which must be of type [`HostDtype::F32`] and of this
+    /// `shape`, in the order of the region. Only the chunks that hold some of them are read, whatever
+    /// regions the tensor was saved in.
     ///
     /// # Errors
-    /// [`CheckpointError::MissingTensor`], or what is wrong with its file.
-    pub fn view(&self, name: &str) -> Result<TensorView<'_>, CheckpointError> {
-        let record = self.record(name)?;
-        let view = self.tensor_file(&record.file)?.view(name)?;
-        if view.dtype == record.dtype && view.shape == record.shape {
-            return Ok(view);
-        }
-        let reason = format!("tensor `{name}` differs from its entry in {}", record.file);
-        Err(CheckpointError::Index { path: self.path.join(INDEX_FILE), reason })
+    /// [`CheckpointError::MissingTensor`], [`CheckpointError::WrongTensor`], a region that is not in
+    /// the tensor, or what is wrong with the files.
+    pub fn region_f32(
+        &self,
+        name: &str,
+        shape: &[usize],
+        region: &Region,
+    ) -> Result<Vec<f32>, CheckpointError> {
+        let record = self.record_of(name, HostDtype::F32, shape)?;
+        region.check(shape).map_err(|source| of_tensor(name, source))?;
+        let mut values = vec![0.0; region.elements()];
+        self.visit(name, record, region, |at, bytes| {
+            let bytes = bytes.as_chunks::<4>().0;
+            for (value, bytes) in values[at..].iter_mut().zip(bytes) {
+                *value = f32::from_le_bytes(*bytes);
+            }
+        })?;
+        Ok(values)
     }
 
-    /// Verifies the checksum of every file now, in parallel, instead of at first use.
+    /// Verifies the checksums of every file now, in parallel, instead of at first use.
     ///
     /// # Errors
     /// [`CheckpointError`] of a file that is missing, torn or altered.
     pub fn verify(&self) -> Result<(), CheckpointError> {
-        let plain = self.index.files.keys().filter(|name| !self.tensor_files.contains_key(*name));
-        for name in plain {
-            self.verified(name)?;
+        self.files.par_iter().try_for_each(|(name, _)| self.file(name)?.verified().map(drop))
+    }
+
+    /// As [`verify`](Self::verify), of one of `size` equal shares of all chunks: `size` ranks verify all
+    /// of the checkpoint, and each no more than its share.
+    ///
+    /// # Errors
+    /// As [`verify`](Self::verify).
+    pub fn verify_share(&self, rank: usize, size: usize) -> Result<(), CheckpointError> {
+        let total: usize = self.index.files.values().map(|file| file.chunks.len()).sum();
+        // In u128, for the products could be longer than a usize.
+        let end = |rank: usize| (total as u128 * rank as u128 / size.max(1) as u128) as usize;
+        let share = end(rank)..end(rank.saturating_add(1));
+        let mut before = 0;
+        for (name, record) in &self.index.files {
+            let chunks = record.chunks.len();
+            let place = |chunk: usize| chunk.clamp(before, before + chunks) - before;
+            let own = place(share.start)..place(share.end);
+            before += chunks;
+            if !own.is_empty() {
+                self.file(name)?.verify(own)?;
+            }
         }
-        self.tensor_files.par_iter().try_for_each(|(name, _)| self.tensor_file(name).map(|_| ()))
+        Ok(())
     }
 
     fn entries(&self, group: TensorGroup) -> impl Iterator<Item = TensorEntry<'_>> {
@@ -197,64 +227,87 @@ impl Checkpoint {
         })
     }
 
-    fn file_record(&self, name: &str) -> Result<&FileRecord, CheckpointError> {
-        let missing = || CheckpointError::MissingFile { path: self.path.join(name) };
-        self.index.files.get(name).ok_or_else(missing)
+    fn record_of(
+        &self,
+        name: &str,
+        dtype: HostDtype,
+        shape: &[usize],
+    ) -> Result<&TensorRecord, CheckpointError> {
+        let record = self.record(name)?;
+        if record.dtype == dtype && record.shape == shape {
+            return Ok(record);
+        }
+        Err(CheckpointError::WrongTensor {
+            path: self.path.clone(),
+            name: name.into(),
+            dtype,
+            shape: shape.to_vec(),
+            found_dtype: record.dtype,
+            found_shape: record.shape.clone(),
+        })
     }
 
-    fn tensor_file(&self, name: &str) -> Result<&TensorFile, CheckpointError> {
+    /// Calls `visit` with the bytes of each run of the elements of `region`, and where in the region
+    /// they begin, in elements.
+    fn visit(
+        &self,
+        name: &str,
+        record: &TensorRecord,
+        region: &Region,
+        mut visit: impl FnMut(usize, &[u8]),
+    ) -> Result<(), CheckpointError> {
+        let size = record.dtype.size() as u64;
+        for piece in &record.pieces {
+            let source = piece.region(&record.shape).map_err(|source| of_tensor(name, source))?;
+            let mut place = None;
+            source.try_for_each_run(region, |run| {
+                // A file that holds nothing of the region is not touched.
+                let (file, offset) = match place {
+                    Some(place) => place,
+                    None => *place.insert(self.place(name, record, piece)?),
+                };
+                let start = offset + run.source as u64 * size;
+                visit(run.target, file.bytes(start..start + run.length as u64 * size)?);
+                Ok::<(), CheckpointError>(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The file of a piece, and its first byte there.
+    fn place(
+        &self,
+        name: &str,
+        record: &TensorRecord,
+        piece: &PieceRecord,
+    ) -> Result<(&ChunkedFile, u64), CheckpointError> {
+        let file = self.file(&piece.file)?;
+        if let Some(offset) = piece.offset {
+            return Ok((file, offset));
+        }
+        let entry = file.entry(name)?;
+        match entry.filter(|entry| entry.dtype == record.dtype && entry.shape == record.shape) {
+            Some(entry) => Ok((file, entry.range.start as u64)),
+            None => Err(CheckpointError::Index {
+                path: self.path.join(INDEX_FILE),
+                reason: format!("tensor `{name}` differs from its entry in {}", piece.file),
+            }),
+        }
+    }
+
+    fn file(&self, name: &str) -> Result<&ChunkedFile, CheckpointError> {
         let path = self.path.join(name);
-        let Some(slot) = self.tensor_files.get(name) else {
+        let (Some(slot), Some(record)) = (self.files.get(name), self.index.files.get(name)) else {
             return Err(CheckpointError::MissingFile { path });
         };
         if let Some(file) = slot.get() {
             return Ok(file);
         }
-        let file = match TensorFile::open(&path) {
-            Ok(file) => file,
-            // A header that cannot be read was most likely altered, which is the better message.
-            Err(error) => {
-                let contents = read(&path)?;
-                self.verify_contents(name, &contents)?;
-                return Err(error.into());
-            }
-        };
-        self.verify_contents(name, file.bytes())?;
+        let file = ChunkedFile::open(&path, record, self.index.chunk_bytes)?;
         Ok(slot.get_or_init(|| file))
-    }
-
-    fn read_text(&self, name: &str) -> Result<String, CheckpointError> {
-        String::from_utf8(self.verified(name)?).map_err(|error| {
-            let source = io::Error::new(io::ErrorKind::InvalidData, error.utf8_error());
-            FileError::new(&self.path.join(name), "read the file", source).into()
-        })
-    }
-
-    fn verified(&self, name: &str) -> Result<Vec<u8>, CheckpointError> {
-        let contents = read(&self.path.join(name))?;
-        self.verify_contents(name, &contents)?;
-        Ok(contents)
-    }
-
-    fn verify_contents(&self, name: &str, contents: &[u8]) -> Result<(), CheckpointError> {
-        let (path, record) = (self.path.join(name), self.file_record(name)?);
-        let digest = FileDigest::of(contents);
-        if digest.bytes != record.bytes {
-            let (expected, found) = (record.bytes, digest.bytes);
-            return Err(CheckpointError::Torn { path, expected, found });
-        }
-        let found = hexadecimal(digest.xxh3);
-        if found != record.xxh3 {
-            let expected = record.xxh3.clone();
-            return Err(CheckpointError::Altered { path, expected, found });
-        }
-        Ok(())
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, CheckpointError> {
-    std::fs::read(path).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => CheckpointError::MissingFile { path: path.to_path_buf() },
-        _ => FileError::new(path, "read the file", error).into(),
-    })
+fn of_tensor(name: &str, source: super::region::RegionError) -> CheckpointError {
+    TensorError::Region { name: name.into(), source }.into()
 }

@@ -1,47 +1,49 @@
 //! Writing a checkpoint so that a crash at any moment loses nothing.
+//!
+//! All ranks of a run write at once: rank 0 begins a folder under a name aside and tells the others; each
+//! rank writes its files there; rank 0 gathers what was written, adds the rest, writes the index and gives
+//! the folder its name; all ranks hear how it went.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::deferred::DeferredTensor;
-use super::durable::{FileError, Lock, lock_file, sync_folder, write_file};
+use super::durable::{sync_folder, write_chunked};
 use super::error::CheckpointError;
-use super::find::{Aside, FolderName, list, read_folder, step_folder_name};
-use super::index::{
-    CONFIG_FILE, FileRecord, INDEX_FILE, Index, STATE_FILE, TensorGroup, TensorRecord,
-};
-use super::tensor_file::write_deferred;
+use super::find::step_folder_name;
+use super::folder::{Begun, prune};
+use super::index::{CONFIG_FILE, INDEX_FILE, Index, STATE_FILE};
+use super::rank_files::{Layout, RankRecords, Writer, write_group};
+use super::record::TensorGroup;
+use super::writers::{ExchangeError, OneWriter, Writers};
 
-/// Largest safetensors file that is written, in bytes, unless a single tensor is larger.
-pub const DEFAULT_MAX_FILE_BYTES: u64 = 4 << 30;
-
-/// Held by the process that is saving, so that two runs never write to one folder.
-pub(crate) const LOCK_FILE: &str = ".lock";
-
-/// What goes into a checkpoint. Tensor names must differ over model and optimizer.
+/// What goes into a checkpoint. Tensor names must differ over model and optimizer. Of several ranks, each
+/// gives its parts of the tensors; of the rest, that of rank 0 counts.
 #[derive(Debug)]
 pub struct CheckpointContent<'a, E = CheckpointError> {
     /// Optimizer steps done.
     pub step: u64,
     /// Parameters and buffers of the model.
     pub model: Vec<DeferredTensor<'a, E>>,
-    /// State of the optimizer.
-    pub optimizer: Vec<DeferredTensor<'a, E>>,
+    /// State of the optimizer; `None` for a checkpoint of the model alone, which no run continues from.
+    pub optimizer: Option<Vec<DeferredTensor<'a, E>>>,
     /// Whatever else is needed to continue: the data cursor, for example.
     pub state: &'a Value,
     /// Text of the run's resolved config.
     pub config_yaml: &'a str,
     /// Names and contents of files that are kept, and verified, with the rest: the tokenizer's.
     pub further_files: &'a [(&'a str, &'a [u8])],
-    /// Size above which tensors go to a further file, in bytes ([`DEFAULT_MAX_FILE_BYTES`]).
-    pub max_file_bytes: u64,
+    /// How tensors are laid out in files.
+    pub layout: Layout,
 }
 
-/// Writes a checkpoint to `<folder>/step-00000100`, then deletes the oldest complete ones so that
-/// `keep_latest_k` are left (0 keeps all). Returns the new folder's path.
+/// Writes a checkpoint of a run of one rank to `<folder>/step-00000100`, then deletes the oldest complete
+/// ones so that `keep_latest_k` are left (0 keeps all). Returns the new folder's path.
 ///
 /// The new checkpoint is durable and visible before anything old is touched; a folder of the same
 /// step is replaced. Unfinished folders of dead processes are cleared first. Of the tensors, one at a
@@ -51,33 +53,65 @@ pub struct CheckpointContent<'a, E = CheckpointError> {
 /// [`CheckpointError`] where a name is used twice, where another process is saving to the folder,
 /// or where the disk refuses; what a tensor's `read` returns. The older checkpoints are then as they
 /// were.
-pub fn save<E: From<CheckpointError>>(
+pub fn save<E: From<CheckpointError> + Display>(
     folder: &Path,
     keep_latest_k: usize,
     content: CheckpointContent<'_, E>,
 ) -> Result<PathBuf, E> {
-    check_names(&content)?;
-    create_folder(folder).map_err(CheckpointError::from)?;
-    let lock = lock(folder)?;
-    clear_leftovers(folder, lock.is_some())?;
-    let step = content.step;
-    let path = folder.join(step_folder_name(step));
-    let partial = aside(&path, Aside::Partial);
-    if let Err(error) = write_content(&partial, content) {
-        // A half-written folder is worth nothing, and the disk may be full.
-        let _ = fs::remove_dir_all(&partial);
-        return Err(error);
+    save_among(&OneWriter, folder, keep_latest_k, content)
+}
+
+/// As [`save`], by several ranks at once: each writes its parts of the tensors to files of its own in the
+/// same folder, and rank 0 makes a checkpoint of them. Where a rank fails, all do.
+///
+/// # Errors
+/// As [`save`]; [`CheckpointError::OtherRank`] with the cause where another rank failed,
+/// [`CheckpointError::Pieces`] where the parts do not make whole tensors,
+/// [`CheckpointError::Exchange`] where a rank is lost.
+pub fn save_among<E: From<CheckpointError> + Display>(
+    writers: &dyn Writers,
+    folder: &Path,
+    keep_latest_k: usize,
+    content: CheckpointContent<'_, E>,
+) -> Result<PathBuf, E> {
+    let head = content.head();
+    let names = check_names(&content);
+    let (begun, partial) = begin(writers, folder, head.step)?;
+    let written = names.map_err(E::from).and_then(|()| write_parts(writers, &partial, content));
+    let reports = gather(writers, written.as_ref().map_err(ToString::to_string));
+    let ended = match begun {
+        Some(begun) => end(writers, &begun, reports, folder, keep_latest_k, &head),
+        None => reports.and_then(|_| hear(writers)),
+    };
+    // A rank knows its own failure best.
+    written?;
+    ended?;
+    Ok(folder.join(step_folder_name(head.step)))
+}
+
+/// What of a [`CheckpointContent`] remains when the tensors are gone.
+struct Head<'a> {
+    step: u64,
+    model_only: bool,
+    state: &'a Value,
+    config_yaml: &'a str,
+    further_files: &'a [(&'a str, &'a [u8])],
+    layout: Layout,
+}
+
+impl<'a, E> CheckpointContent<'a, E> {
+    fn head(&self) -> Head<'a> {
+        let Self { step, state, config_yaml, further_files, layout, .. } = *self;
+        let model_only = self.optimizer.is_none();
+        Head { step, model_only, state, config_yaml, further_files, layout }
     }
-    commit(&partial, &path)?;
-    prune(folder, keep_latest_k, step)?;
-    Ok(path)
 }
 
 fn check_names<E>(content: &CheckpointContent<'_, E>) -> Result<(), CheckpointError> {
     let mut seen = BTreeSet::new();
-    for tensor in content.model.iter().chain(&content.optimizer) {
-        if !seen.insert(tensor.name()) {
-            return Err(CheckpointError::DuplicateTensor { name: tensor.name().into() });
+    for tensor in content.model.iter().chain(content.optimizer.iter().flatten()) {
+        if !seen.insert(&tensor.part.name) {
+            return Err(CheckpointError::DuplicateTensor { name: tensor.part.name.clone() });
         }
     }
     let mut seen = BTreeSet::from([STATE_FILE, CONFIG_FILE, INDEX_FILE]);
@@ -90,172 +124,139 @@ fn check_names<E>(content: &CheckpointContent<'_, E>) -> Result<(), CheckpointEr
     Ok(())
 }
 
-fn create_folder(folder: &Path) -> Result<(), FileError> {
-    if folder.is_dir() {
-        return Ok(());
+/// Rank 0 begins the folder, and all hear where it is.
+fn begin(
+    writers: &dyn Writers,
+    folder: &Path,
+    step: u64,
+) -> Result<(Option<Begun>, PathBuf), CheckpointError> {
+    if writers.rank() > 0 {
+        let name: String = hear(writers)?;
+        return Ok((None, folder.join(name)));
     }
-    fs::create_dir_all(folder).map_err(|e| FileError::new(folder, "create the folder", e))?;
-    match folder.parent() {
-        Some(parent) if parent != Path::new("") => sync_folder(parent),
-        _ => sync_folder(Path::new(".")),
-    }
-}
-
-/// Takes the folder's lock; it is released when the file is closed, also by the death of the
-/// process. `None` where the file system has no locks.
-fn lock(folder: &Path) -> Result<Option<File>, CheckpointError> {
-    match lock_file(&folder.join(LOCK_FILE))? {
-        Lock::Held(file) => Ok(Some(file)),
-        Lock::Busy => Err(CheckpointError::Busy { folder: folder.to_path_buf() }),
-        Lock::Unsupported => Ok(None),
-    }
-}
-
-/// Clears what earlier saves left unfinished. With the lock held, they are all of dead processes;
-/// without locks, only those of this process's number can be known to be.
-fn clear_leftovers(folder: &Path, locked: bool) -> Result<(), CheckpointError> {
-    for (name, path) in read_folder(folder)? {
-        let FolderName::Aside { step, kind, process } = name else { continue };
-        if !locked && process != std::process::id() {
-            continue;
+    let begun = Begun::new(folder, step);
+    let told = tell(writers, begun.as_ref().map(Begun::partial_name));
+    let begun = begun?;
+    match told {
+        Ok(()) => {
+            let partial = begun.partial().to_path_buf();
+            Ok((Some(begun), partial))
         }
-        let successor = folder.join(step_folder_name(step));
-        if kind == Aside::Replaced && !successor.exists() {
-            // The crash came between the two renames of `commit`.
-            rename(&path, &successor)?;
-        } else {
-            remove(&path)?;
+        Err(error) => {
+            begun.give_up();
+            Err(error)
         }
     }
-    Ok(())
 }
 
-fn write_content<E: From<CheckpointError>>(
+/// Writes this rank's parts of the tensors.
+fn write_parts<E: From<CheckpointError>>(
+    writers: &dyn Writers,
     partial: &Path,
     content: CheckpointContent<'_, E>,
-) -> Result<(), E> {
-    let created = fs::create_dir(partial);
-    created.map_err(|e| CheckpointError::from(FileError::new(partial, "create the folder", e)))?;
-    let mut files = BTreeMap::new();
-    let mut tensors = BTreeMap::new();
-    let groups = [(TensorGroup::Model, content.model), (TensorGroup::Optimizer, content.optimizer)];
-    for (group, members) in groups {
-        let parts = split(members, content.max_file_bytes);
-        let count = parts.len();
-        for (number, part) in parts.into_iter().enumerate() {
-            let file = part_name(group.file_stem(), number, count);
-            tensors.extend(part.iter().map(|tensor| {
-                let (file, shape) = (file.clone(), tensor.shape().to_vec());
-                (tensor.name().into(), TensorRecord { group, file, dtype: tensor.dtype(), shape })
-            }));
-            let digest = write_deferred(&partial.join(&file), part)?;
-            files.insert(file, FileRecord::from(digest));
+) -> Result<RankRecords, E> {
+    if !partial.is_dir() {
+        return Err(CheckpointError::NotShared { path: partial.to_path_buf() }.into());
+    }
+    let writer = Writer { rank: writers.rank(), size: writers.size() };
+    let mut records = RankRecords::default();
+    let groups =
+        [(TensorGroup::Model, Some(content.model)), (TensorGroup::Optimizer, content.optimizer)];
+    for (group, tensors) in groups {
+        if let Some(tensors) = tensors {
+            write_group(partial, writer, content.layout, group, tensors, &mut records)?;
         }
     }
-    let state = format!("{:#}\n", content.state);
-    let texts = [(STATE_FILE, state.as_bytes()), (CONFIG_FILE, content.config_yaml.as_bytes())];
-    for (file, contents) in texts.iter().chain(content.further_files) {
-        let written = write_file(&partial.join(file), contents).map_err(CheckpointError::from)?;
-        files.insert(file.to_string(), FileRecord::from(written));
-    }
-    sync_folder(partial).map_err(CheckpointError::from)?;
-    Index::new(content.step, files, tensors).write(partial)?;
-    Ok(sync_folder(partial).map_err(CheckpointError::from)?)
+    Ok(records)
 }
 
-/// Cuts `tensors` into runs of at most `max_bytes`, each of at least one tensor; an empty list is
-/// one empty run, so that each group has a file.
-fn split<E>(
-    tensors: Vec<DeferredTensor<'_, E>>,
-    max_bytes: u64,
-) -> Vec<Vec<DeferredTensor<'_, E>>> {
-    let mut parts = Vec::new();
-    let (mut part, mut bytes) = (Vec::new(), 0u64);
-    for tensor in tensors {
-        let size = tensor.bytes() as u64;
-        if !part.is_empty() && bytes.saturating_add(size) > max_bytes {
-            parts.push(std::mem::take(&mut part));
-            bytes = 0;
-        }
-        bytes = bytes.saturating_add(size);
-        part.push(tensor);
+/// Rank 0 makes a checkpoint of what all ranks wrote, or gives it up, and tells them.
+fn end(
+    writers: &dyn Writers,
+    begun: &Begun,
+    reports: Result<Vec<Report>, CheckpointError>,
+    folder: &Path,
+    keep_latest_k: usize,
+    head: &Head<'_>,
+) -> Result<(), CheckpointError> {
+    let complete = reports
+        .and_then(merge)
+        .and_then(|records| write_rest(begun.partial(), records, head))
+        .and_then(|()| begun.commit());
+    if complete.is_err() {
+        begun.give_up();
     }
-    parts.push(part);
-    parts
+    let ended = complete.and_then(|()| prune(folder, keep_latest_k, head.step));
+    let told = tell(writers, ended.as_ref());
+    ended.and(told)
 }
 
-/// `model.safetensors`, or `model-00001-of-00003.safetensors` where there are several.
-fn part_name(stem: &str, number: usize, parts: usize) -> String {
-    match parts {
-        1 => format!("{stem}.safetensors"),
-        _ => format!("{stem}-{:05}-of-{parts:05}.safetensors", number + 1),
+/// What all ranks wrote.
+fn merge(reports: Vec<Report>) -> Result<RankRecords, CheckpointError> {
+    let mut all = RankRecords::default();
+    for (rank, report) in reports.into_iter().enumerate() {
+        let records = report.map_err(|cause| CheckpointError::OtherRank { rank, cause })?;
+        all.merge(records).map_err(|reason| CheckpointError::Pieces { reason })?;
     }
+    Ok(all)
 }
 
-/// Gives a complete folder its final name. A folder that has the name already is set aside first and
-/// deleted last, so that there is always a complete one under one of the two names.
-fn commit(partial: &Path, path: &Path) -> Result<(), CheckpointError> {
-    let replaced = aside(path, Aside::Replaced);
-    let replaces = path.exists();
-    if replaces {
-        rename(path, &replaced)?;
+/// Writes what the ranks have in common, and at last the index.
+fn write_rest(
+    partial: &Path,
+    records: RankRecords,
+    head: &Head<'_>,
+) -> Result<(), CheckpointError> {
+    let RankRecords { mut files, tensors } = records;
+    let chunk_bytes = head.layout.chunk_bytes;
+    let state = format!("{:#}\n", head.state);
+    let texts = [(STATE_FILE, state.as_bytes()), (CONFIG_FILE, head.config_yaml.as_bytes())];
+    for (file, contents) in texts.iter().chain(head.further_files) {
+        let digest = write_chunked(&partial.join(file), contents, chunk_bytes)?;
+        files.insert(file.to_string(), digest.into());
     }
-    rename(partial, path)?;
-    if let Some(folder) = path.parent() {
-        sync_folder(folder)?;
-    }
-    if replaces {
-        remove(&replaced)?;
-    }
+    let index = Index::new(head.step, head.model_only, chunk_bytes, files, tensors);
+    index.check().map_err(|reason| CheckpointError::Pieces { reason })?;
+    sync_folder(partial)?;
+    index.write(partial)?;
+    Ok(sync_folder(partial)?)
+}
+
+/// What a rank wrote, or why it could not.
+type Report = Result<RankRecords, String>;
+
+/// The reports of all ranks, on rank 0.
+fn gather(
+    writers: &dyn Writers,
+    own: Result<&RankRecords, String>,
+) -> Result<Vec<Report>, CheckpointError> {
+    let reports = writers.gather_to_first(encode(&own)?)?;
+    Ok(reports.iter().map(|report| decode(report)).collect::<Result<_, _>>()?)
+}
+
+/// Rank 0 tells the others how it went.
+fn tell<T: Serialize>(
+    writers: &dyn Writers,
+    result: Result<T, &CheckpointError>,
+) -> Result<(), CheckpointError> {
+    let result = result.map_err(|error| match error {
+        CheckpointError::OtherRank { rank, cause } => (*rank, cause.clone()),
+        error => (0, error.to_string()),
+    });
+    writers.broadcast(encode(&result)?)?;
     Ok(())
 }
 
-/// Deletes the oldest complete checkpoints, but never the one of the step just saved.
-fn prune(folder: &Path, keep_latest_k: usize, saved: u64) -> Result<(), CheckpointError> {
-    if keep_latest_k == 0 {
-        return Ok(());
-    }
-    let entries = list(folder)?;
-    let surplus = entries.len().saturating_sub(keep_latest_k);
-    for entry in entries.iter().take(surplus).filter(|entry| entry.step != saved) {
-        let deleted = aside(&entry.path, Aside::Deleted);
-        rename(&entry.path, &deleted)?;
-        remove(&deleted)?;
-    }
-    Ok(sync_folder(folder)?)
+/// The other side of [`tell`].
+fn hear<T: DeserializeOwned>(writers: &dyn Writers) -> Result<T, CheckpointError> {
+    let result: Result<T, (usize, String)> = decode(&writers.broadcast(vec![])?)?;
+    result.map_err(|(rank, cause)| CheckpointError::OtherRank { rank, cause })
 }
 
-fn aside(path: &Path, kind: Aside) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}-{}", kind.word(), std::process::id()));
-    path.with_file_name(name)
+fn encode(message: &impl Serialize) -> Result<Vec<u8>, ExchangeError> {
+    serde_json::to_vec(message).map_err(ExchangeError::new)
 }
 
-fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
-    fs::rename(from, to).map_err(|error| FileError::new(from, "rename the folder", error))
-}
-
-fn remove(path: &Path) -> Result<(), FileError> {
-    fs::remove_dir_all(path).map_err(|error| FileError::new(path, "delete the folder", error))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::checkpoint::HostTensor;
-
-    #[test]
-    fn parts_hold_at_most_the_limit() {
-        let tensor = |n: &usize| HostTensor::from_f32("t", &[*n], &vec![0.0; *n]).unwrap().into();
-        let sizes = |limit| -> Vec<usize> {
-            let tensors: Vec<DeferredTensor> = [3, 1, 4, 9, 1, 1].iter().map(tensor).collect();
-            split(tensors, limit).iter().map(Vec::len).collect()
-        };
-        assert_eq!(sizes(u64::MAX), [6]);
-        assert_eq!(sizes(16), [2, 1, 1, 2]);
-        assert_eq!(sizes(0), [1; 6]);
-        assert_eq!(split::<CheckpointError>(vec![], 16).len(), 1);
-        assert_eq!(part_name("model", 0, 1), "model.safetensors");
-        assert_eq!(part_name("model", 9, 12), "model-00010-of-00012.safetensors");
-    }
+fn decode<T: DeserializeOwned>(message: &[u8]) -> Result<T, ExchangeError> {
+    serde_json::from_slice(message).map_err(ExchangeError::new)
 }

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
+use super::region::RegionError;
 use super::tensor_file::TensorView;
 
 /// Element type of a [`HostTensor`], named as in the
@@ -135,6 +136,14 @@ pub enum TensorError {
         /// Its element type.
         dtype: HostDtype,
     },
+    /// The part of the tensor is none.
+    #[error("tensor `{name}`: {source}: this is a fault of the program")]
+    Region {
+        /// The tensor.
+        name: String,
+        /// What is wrong.
+        source: RegionError,
+    },
     /// A floating-point tensor was expected.
     #[error(
         "tensor `{name}`: {dtype} is not a floating-point type: expected F32, F16, BF16 or F64"
@@ -206,6 +215,12 @@ impl HostTensor {
     pub(super) fn from_view(view: &TensorView<'_>) -> Self {
         let TensorView { name, dtype, shape, data } = *view;
         Self { name: name.into(), dtype, shape: shape.to_vec(), data: data.to_vec() }
+    }
+
+    /// A tensor of bytes that are known to fill the shape.
+    pub(super) fn new(name: &str, dtype: HostDtype, shape: &[usize], data: Vec<u8>) -> Self {
+        debug_assert_eq!(dtype.bytes_of(shape), Some(data.len()));
+        Self { name: name.into(), dtype, shape: shape.to_vec(), data }
     }
 
     /// The values as f32; F16 and BF16 convert exactly, F64 is rounded.

@@ -13,9 +13,8 @@ use memmap2::Mmap;
 use safetensors::{SafeTensorError, SafeTensors};
 use serde_json::{Map, Value, json};
 
-use super::deferred::DeferredTensor;
-use super::durable::{DurableWriter, FileDigest, FileError};
-use super::error::{CheckpointError, did_you_mean, nearest};
+use super::durable::{DEFAULT_CHUNK_BYTES, DurableWriter, FileError};
+use super::error::{did_you_mean, nearest};
 use super::tensor::{HostDtype, HostTensor};
 
 /// What can be wrong with a safetensors file.
@@ -103,40 +102,31 @@ pub fn write_tensor_file<'a>(
     path: &Path,
     tensors: impl IntoIterator<Item = &'a HostTensor>,
     metadata: &[(&str, &str)],
-) -> Result<FileDigest, FileError> {
+) -> Result<(), FileError> {
     let mut tensors: Vec<&HostTensor> = tensors.into_iter().collect();
     tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype().size()));
     let entries = tensors.iter().map(|t| (t.name(), t.dtype(), t.shape(), t.data().len()));
-    let mut writer = begin(path, &header(entries, metadata))?;
+    let mut writer = begin(path, &header(entries, metadata), DEFAULT_CHUNK_BYTES)?;
     for tensor in tensors {
         writer.write(tensor.data())?;
     }
-    writer.finish()
+    writer.finish().map(drop)
 }
 
-/// As [`write_tensor_file`], holding one tensor at a time.
-pub(super) fn write_deferred<E: From<CheckpointError>>(
+/// Creates a file and writes its header.
+pub(super) fn begin(
     path: &Path,
-    mut tensors: Vec<DeferredTensor<'_, E>>,
-) -> Result<FileDigest, E> {
-    tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype().size()));
-    let entries = tensors.iter().map(|t| (t.name(), t.dtype(), t.shape(), t.bytes()));
-    let mut writer = begin(path, &header(entries, &[])).map_err(CheckpointError::from)?;
-    for tensor in tensors {
-        writer.write(tensor.read()?.data()).map_err(CheckpointError::from)?;
-    }
-    Ok(writer.finish().map_err(CheckpointError::from)?)
-}
-
-fn begin(path: &Path, header: &str) -> Result<DurableWriter, FileError> {
-    let mut writer = DurableWriter::create(path)?;
+    header: &str,
+    chunk_bytes: u64,
+) -> Result<DurableWriter, FileError> {
+    let mut writer = DurableWriter::create(path, chunk_bytes)?;
     writer.write(&(header.len() as u64).to_le_bytes())?;
     writer.write(header.as_bytes())?;
     Ok(writer)
 }
 
 /// The JSON header of tensors, each with its name, type, shape and bytes.
-fn header<'a>(
+pub(super) fn header<'a>(
     tensors: impl Iterator<Item = (&'a str, HostDtype, &'a [usize], usize)>,
     metadata: &[(&str, &str)],
 ) -> String {
@@ -183,11 +173,13 @@ impl TensorView<'_> {
     }
 }
 
+/// What the header says of a tensor.
 #[derive(Debug)]
-struct Entry {
-    dtype: HostDtype,
-    shape: Vec<usize>,
-    range: Range<usize>,
+pub(super) struct Entry {
+    pub(super) dtype: HostDtype,
+    pub(super) shape: Vec<usize>,
+    /// Its bytes in the file.
+    pub(super) range: Range<usize>,
 }
 
 /// A safetensors file, read by memory map.
@@ -246,7 +238,7 @@ impl TensorFile {
 }
 
 /// Maps a whole file.
-fn map_file(path: &Path) -> Result<Mmap, TensorFileError> {
+pub(super) fn map_file(path: &Path) -> Result<Mmap, TensorFileError> {
     let file = File::open(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => TensorFileError::Missing { path: path.to_path_buf() },
         _ => FileError::new(path, "open the file", error).into(),
@@ -258,7 +250,11 @@ fn map_file(path: &Path) -> Result<Mmap, TensorFileError> {
     Ok(map.map_err(|error| FileError::new(path, "map the file", error))?)
 }
 
-fn read_header(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Entry>, TensorFileError> {
+/// The tensors of a file with these contents.
+pub(super) fn read_header(
+    path: &Path,
+    bytes: &[u8],
+) -> Result<BTreeMap<String, Entry>, TensorFileError> {
     let torn = |expected| TensorFileError::TornHeader {
         path: path.to_path_buf(),
         expected,
@@ -305,9 +301,8 @@ mod tests {
     fn what_is_written_is_read_and_the_crate_agrees() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.safetensors");
-        let digest = write_tensor_file(&path, &tensors(), &[("format", "pt")]).unwrap();
+        write_tensor_file(&path, &tensors(), &[("format", "pt")]).unwrap();
         let file = TensorFile::open(&path).unwrap();
-        assert_eq!(digest, FileDigest::of(file.bytes()));
         assert_eq!(file.names().collect::<Vec<_>>(), ["empty", "flags", "ids", "w"]);
         for tensor in tensors() {
             let view = file.view(tensor.name()).unwrap();

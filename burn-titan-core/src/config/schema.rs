@@ -309,6 +309,11 @@ pub struct CheckpointConfig {
     pub folder: PathBuf,
     /// Newest checkpoints that are kept; 0 keeps all.
     pub keep_latest_k: usize,
+    /// Whether training waits until a checkpoint is written.
+    pub async_mode: AsyncMode,
+    /// Whether the checkpoint of the last step holds only the model. It is a third of the size or less, but
+    /// the run cannot be continued from it.
+    pub last_save_model_only: bool,
     /// Whether the run continues from the newest checkpoint.
     pub resume: Resume,
 }
@@ -320,9 +325,23 @@ impl Default for CheckpointConfig {
             interval: 500,
             folder: "checkpoint".into(),
             keep_latest_k: 2,
+            async_mode: AsyncMode::default(),
+            last_save_model_only: false,
             resume: Resume::default(),
         }
     }
+}
+
+/// Whether training waits until a checkpoint is written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AsyncMode {
+    /// It waits. Of the tensors, one at a time is copied to host memory.
+    Disabled,
+    /// It waits only while parameters and optimizer state are copied to host memory, which must have
+    /// room for them; a thread writes the copy while training goes on.
+    #[default]
+    Async,
 }
 
 /// Whether a run continues from a checkpoint.

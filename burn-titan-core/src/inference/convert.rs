@@ -8,9 +8,7 @@ use super::{
     DEFAULT_ATTENTION, DEFAULT_SEQ_LEN, WeightReader, build, checkpoint_tokenizer,
     chosen_tokenizer, open_checkpoint, recognise, tokenizer_of,
 };
-use crate::checkpoint::{
-    self, CheckpointContent, DEFAULT_MAX_FILE_BYTES, DeferredTensor, HostDtype, HostTensor,
-};
+use crate::checkpoint::{self, CheckpointContent, DeferredTensor, HostDtype, HostTensor, Layout};
 use crate::config::{Config, DataConfig, to_yaml};
 use crate::data::{Tokenizer, TokenizerError};
 use crate::hf::{HfError, HfFolder};
@@ -33,7 +31,7 @@ pub fn to_hf(
     let mut parameters = model.parameters().into_iter().map(|spec| {
         checkpoint.tensor_of(&spec.name, HostDtype::F32, &spec.shape).map_err(ModelError::new)
     });
-    let own = checkpoint_tokenizer(&checkpoint, &config);
+    let own = checkpoint_tokenizer(&checkpoint, &config)?;
     let tokenizer = chosen_tokenizer(tokenizer, own.as_deref())?;
     let [bos_token_id, eos_token_id] = special_tokens(tokenizer, &config.data)?;
     let tokenizer = tokenizer.map(contents).transpose()?;
@@ -93,11 +91,11 @@ pub fn from_hf(path: &Path, out: &Path, registry: &Registry) -> Result<(), Train
     let content = CheckpointContent::<TrainError> {
         step: 0,
         model: weights.collect::<Result<_, _>>()?,
-        optimizer: vec![],
+        optimizer: Some(vec![]),
         state: &state.to_json()?,
         config_yaml: &to_yaml(&config),
         further_files: &files,
-        max_file_bytes: DEFAULT_MAX_FILE_BYTES,
+        layout: Layout::default(),
     };
     checkpoint::save(out, 0, content).map(drop).inspect_err(|_| {
         // What a failed save leaves is its lock, which would be in the way of the next attempt.

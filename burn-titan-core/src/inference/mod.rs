@@ -48,7 +48,7 @@ impl LoadedModel {
             let tensor = checkpoint.tensor_of(&spec.name, HostDtype::F32, &spec.shape)?;
             Ok::<_, TrainError>(tensor.to_f32()?)
         })?;
-        let tokenizer = checkpoint_tokenizer(&checkpoint, &config);
+        let tokenizer = checkpoint_tokenizer(&checkpoint, &config)?;
         Ok(Self { executor: executor(model, parameters, device), config: Some(config), tokenizer })
     }
 
@@ -73,8 +73,12 @@ fn tokenizer_of(folder: &Path) -> Option<PathBuf> {
 }
 
 /// The tokenizer of a checkpoint: its copy, or where the run had it.
-fn checkpoint_tokenizer(checkpoint: &Checkpoint, config: &Config) -> Option<PathBuf> {
-    checkpoint.further_file_path(TOKENIZER_FILE).or_else(|| config.data.tokenizer.clone())
+fn checkpoint_tokenizer(
+    checkpoint: &Checkpoint,
+    config: &Config,
+) -> Result<Option<PathBuf>, TrainError> {
+    let copy = checkpoint.further_file_path(TOKENIZER_FILE)?;
+    Ok(copy.or_else(|| config.data.tokenizer.clone()))
 }
 
 /// The tokenizer that the user gave, or else the model's own, which must be there.
@@ -96,14 +100,14 @@ fn executor(model: Model, parameters: ParameterStore, device: Device) -> Executo
     Executor::new(model, parameters, device, Precision::F32, Groups::one())
 }
 
-/// The checkpoint at a path, the config of its run and its model's skeleton. All files are verified.
+/// The checkpoint at a path, the config of its run and its model's skeleton. What is read of it later is
+/// verified then.
 pub(crate) fn open_checkpoint(
     path: &Path,
     registry: &Registry,
 ) -> Result<(Checkpoint, Config, Model), TrainError> {
     let folder = checkpoint::locate(path)?;
     let checkpoint = checkpoint::open(&folder)?;
-    checkpoint.verify()?;
     let name = folder.join("config.yaml").display().to_string();
     let config = parse_resolved(&checkpoint.config_yaml()?)
         .map_err(|cause| TrainError::File { path: name, cause })?;

@@ -16,7 +16,7 @@ use thiserror::Error;
 pub use muon::{MuonRule, muon_update};
 use owners::Matrix;
 
-use crate::checkpoint::{CheckpointError, DeferredTensor, HostTensor, TensorError};
+use crate::checkpoint::{CheckpointError, DeferredTensor, HostTensor, Region, TensorError};
 use crate::config::{NamePattern, OptimizerConfig, OptimizerKind};
 use crate::executor::{GradientStore, Layout, ParameterStore, on_device, on_host};
 use crate::model::ParameterSpec;
@@ -284,37 +284,41 @@ impl Optimizer {
         self.updates
     }
 
-    /// The state as host tensors, named `<parameter>.<state>`. A parameter that never had a gradient
-    /// has none.
+    /// The state as host tensors, named `<parameter>.<state>`, where this rank holds everything. A parameter
+    /// that never had a gradient has none.
     ///
     /// # Errors
-    /// If a tensor's size and shape disagree: a fault of the program.
+    /// If a tensor's size and shape disagree: a rank that holds only pieces.
     pub fn to_host(&self, parameters: &[ParameterSpec]) -> Result<Vec<HostTensor>, TensorError> {
         self.tensors(parameters)
             .map(|(name, spec, value)| HostTensor::from_f32(name, &spec.shape, &on_host(value)))
             .collect()
     }
 
-    /// As [`Optimizer::to_host`], each tensor when its turn comes.
+    /// This rank's pieces of the state, named as in [`Optimizer::to_host`], each when its turn comes.
     ///
     /// # Errors
     /// If a tensor's size overflows: a fault of the program.
     pub fn deferred<E: From<CheckpointError>>(
         &self,
-        parameters: &[ParameterSpec],
+        layout: &Layout,
     ) -> Result<Vec<DeferredTensor<'_, E>>, TensorError> {
-        self.tensors(parameters)
+        self.tensors(layout.parameters())
             .map(|(name, spec, value)| {
-                DeferredTensor::f32(name, &spec.shape, move || on_host(value))
+                let range = layout.piece(&spec.name, layout.sharding().rank);
+                let region = Region::flat(&spec.shape, range);
+                let region =
+                    region.map_err(|source| TensorError::Region { name: name.clone(), source })?;
+                DeferredTensor::f32_region(name, &spec.shape, region, move || on_host(value))
             })
             .collect()
     }
 
     fn tensors<'a>(
         &self,
-        parameters: &'a [ParameterSpec],
+        parameters: impl IntoIterator<Item = &'a ParameterSpec>,
     ) -> impl Iterator<Item = (String, &'a ParameterSpec, Tensor<1>)> {
-        parameters.iter().flat_map(|spec| {
+        parameters.into_iter().flat_map(|spec| {
             let members = match self.states.get(&spec.name) {
                 Some(State::Adamw { exp_avg, exp_avg_sq }) => {
                     vec![("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)]

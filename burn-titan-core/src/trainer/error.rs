@@ -224,7 +224,7 @@ impl TrainError {
     /// went wrong in the run: a full disk, a folder in use, a fault of the program.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Communication(_) => 138,
+            Self::Communication(_) | Self::Save(CheckpointError::Exchange(_)) => 138,
             Self::Join(error) if !error.is_refusal() => 138,
             Self::Stopped { .. } => 143,
             Self::Ranks { code, .. } => *code,

@@ -26,8 +26,8 @@ use start::DataRank;
 pub(crate) use state::{TOKENIZER_FILE, TrainState};
 pub use stop::stop_flag;
 
-use crate::checkpoint::Lock;
-use crate::config::{ComputeDtype, Config, DeviceKind, OnNonFinite, to_yaml};
+use crate::checkpoint::{CheckpointError, Lock, Saver};
+use crate::config::{ComputeDtype, Config, DeviceKind, OnNonFinite};
 use crate::data::{Batch, Cursor, Loader, LoaderOptions, StreamOptions};
 use crate::executor::{Executor, StepError, StepRule};
 use crate::lr_schedule;
@@ -113,10 +113,13 @@ struct Trainer {
     /// Where the data continues after the batches taken so far.
     cursor: Option<Cursor>,
     report: Report,
+    saver: Saver,
     /// Optimizer steps done.
     step: u64,
-    /// The step that was saved last, and where.
-    saved: Option<(u64, PathBuf)>,
+    /// The step whose save was begun last.
+    saved_step: Option<u64>,
+    /// The newest checkpoint that is complete.
+    newest: Option<PathBuf>,
     /// Keeps other runs out of the output folder; the first rank's.
     _lock: Option<Lock>,
 }
@@ -133,8 +136,11 @@ impl Trainer {
             if self.is_due(self.config.checkpoint.enable, self.config.checkpoint.interval) {
                 self.save()?;
             }
+            let completed = self.saver.completed();
+            self.announce(completed)?;
             last = Some(metrics);
         }
+        self.finish_saving()?;
         self.report.finish()?;
         let validation_loss = last.as_ref().and_then(|m: &StepMetrics| m.validation_loss);
         Ok(TrainSummary {
@@ -147,12 +153,12 @@ impl Trainer {
 
     /// Saves what was not saved yet, for the run is asked to stop.
     fn stopped(&mut self) -> Result<TrainError, TrainError> {
-        if self.config.checkpoint.enable && self.saved.as_ref().is_none_or(|(s, _)| *s != self.step)
-        {
+        if self.config.checkpoint.enable && self.saved_step != Some(self.step) {
             self.save()?;
         }
+        self.finish_saving()?;
         self.report.finish()?;
-        let checkpoint = self.saved.take().map(|(_, path)| path.display().to_string());
+        let checkpoint = self.newest.take().map(|path| path.display().to_string());
         Ok(TrainError::Stopped { step: self.step, checkpoint })
     }
 
@@ -304,16 +310,33 @@ impl Trainer {
             cursor: self.cursor.clone(),
             model: self.executor.model().config.clone(),
         };
-        let path = state::save(
+        state::save(
+            &mut self.saver,
             &self.config,
             &self.executor,
             &self.optimizer,
             &state,
-            &to_yaml(&self.config),
             self.tokenizer.as_deref(),
         )?;
-        self.report.message(&format!("saved {}", path.display()));
-        self.saved = Some((self.step, path));
+        self.saved_step = Some(self.step);
+        Ok(())
+    }
+
+    /// Waits for the save under way.
+    fn finish_saving(&mut self) -> Result<(), TrainError> {
+        let completed = self.saver.finish();
+        self.announce(completed)
+    }
+
+    /// Says what was saved.
+    fn announce(
+        &mut self,
+        saved: Result<Option<PathBuf>, CheckpointError>,
+    ) -> Result<(), TrainError> {
+        if let Some(path) = saved.map_err(TrainError::Save)? {
+            self.report.message(&format!("saved {}", path.display()));
+            self.newest = Some(path);
+        }
         Ok(())
     }
 }

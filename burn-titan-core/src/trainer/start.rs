@@ -1,18 +1,22 @@
 //! How a run starts: everything that is there before its first step.
 
+use std::time::Duration;
+
 use burn_titan_parallel::step::Strategy;
-use burn_titan_parallel::{Axis, Mesh, World, check, step};
+use burn_titan_parallel::{Axis, CommError, Mesh, World, check, step};
 
 use super::report::Report;
 use super::{
-    Prepared, TrainError, Trainer, compute_dtype, fits, folder, open_device, prepare, state,
+    Prepared, TrainError, Trainer, checkpoint_dir, compute_dtype, fits, folder, open_device, prepare, state,
 };
+use crate::checkpoint::{OneWriter, Saver, Writers};
 use crate::config::{ActivationCheckpointMode, Config, ReduceDtype, ReshardAfterForward};
 use crate::data::{Loader, LoaderOptions, StreamOptions};
 use crate::executor::{Executor, Groups, ParameterStore, Precision, Sharding};
 use crate::hf::HfFolder;
 use crate::model::Registry;
 use crate::optim::{Optimizer, parameter_rules};
+use crate::writers::RankWriters;
 
 /// A rank among those that read different samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,11 +64,11 @@ impl Trainer {
         )?;
         let tokenizer = state::tokenizer_of(&config)?;
         let mut optimizer = Optimizer::new(&config.optimizer, &specs)?;
-        let resumed = match &resume {
-            Some(folder) => Some(state::load(folder, &model, &mut optimizer, sharding, &home)?),
+        let mut resumed = match &resume {
+            Some(folder) => Some(state::load(folder, &model, &mut optimizer, &groups, &home)?),
             None => None,
         };
-        if let Some(resumed) = &resumed
+        if let Some(resumed) = &mut resumed
             && resumed.is_complete(&config)?
         {
             return Ok(None);
@@ -103,6 +107,12 @@ impl Trainer {
         if let Some(change) = schedule_change {
             report.message(&change);
         }
+        let saver = Saver::new(
+            checkpoint_dir(&config),
+            config.checkpoint.keep_latest_k,
+            config.checkpoint.async_mode,
+            writers(world)?,
+        );
         let precision = precision(&config);
         let executor = Executor::new(model, parameters, device, precision, groups);
         Ok(Some(Self {
@@ -116,11 +126,27 @@ impl Trainer {
             loader,
             cursor,
             report,
+            saver,
             step,
-            saved: resume.map(|folder| (step, folder)),
+            saved_step: resume.is_some().then_some(step),
+            newest: resume,
             _lock: lock,
         }))
     }
+}
+
+/// How long a rank waits for the others to write their parts of a checkpoint. A rank that is dead is noticed
+/// earlier, by other means.
+const SAVE_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// All ranks, as the writers of checkpoints.
+fn writers(world: &World) -> Result<Box<dyn Writers>, CommError> {
+    if world.size() == 1 {
+        return Ok(Box::new(OneWriter));
+    }
+    let all: Vec<usize> = (0..world.size()).collect();
+    let patient = world.with_timeout(SAVE_TIMEOUT);
+    Ok(Box::new(RankWriters::new(patient.communicator("checkpoint", &all)?)))
 }
 
 fn precision(config: &Config) -> Precision {

@@ -9,12 +9,12 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::TrainError;
 use super::prepare::first_difference;
-use super::{TrainError, checkpoint_dir};
 use crate::checkpoint::{
-    self, CheckpointContent, CheckpointError, DEFAULT_MAX_FILE_BYTES, DeferredTensor, HostDtype,
+    self, CheckpointContent, CheckpointError, DeferredTensor, HostDtype, Layout, Saver,
 };
-use crate::config::{Config, parse_resolved};
+use crate::config::{Config, parse_resolved, to_yaml};
 use crate::data::{Cursor, TokenizerError};
 use crate::executor::{Executor, ParameterStore, Sharding, on_host};
 use crate::model::{Model, ParameterSpec};
@@ -52,32 +52,42 @@ pub(super) fn tokenizer_of(config: &Config) -> Result<Option<Vec<u8>>, TrainErro
     Ok(Some(read))
 }
 
+/// Saves the run; the model alone where it has come to its end and the config says so.
 pub(super) fn save(
+    saver: &mut Saver,
     config: &Config,
     executor: &Executor,
     optimizer: &Optimizer,
     state: &TrainState,
-    config_yaml: &str,
     tokenizer: Option<&[u8]>,
-) -> Result<PathBuf, TrainError> {
-    let model: Result<Vec<DeferredTensor>, _> = executor
-        .parameters
-        .iter()
-        .map(|p| DeferredTensor::f32(&p.spec.name, &p.spec.shape, || on_host(p.value())))
-        .collect();
+) -> Result<(), TrainError> {
+    // Of the ranks that hold the same, the first copy of the model writes.
+    let writes = executor.groups().replicate.rank() == 0;
+    let piece = |p: &Parameter| {
+        let (spec, value) = (&p.spec, p.value());
+        let region = region(spec, p.range.clone())?;
+        DeferredTensor::f32_region(&spec.name, &spec.shape, region, move || on_host(value))
+    };
+    let model: Result<Vec<DeferredTensor>, _> =
+        executor.parameters.iter().filter(|_| writes).map(piece).collect();
+    let is_last = state.step == config.training.steps as u64;
+    let optimizer = match is_last && config.checkpoint.last_save_model_only {
+        true => None,
+        false if writes => Some(optimizer.deferred(executor.parameters.layout())?),
+        false => Some(vec![]),
+    };
     let files: Vec<(&str, &[u8])> =
         tokenizer.iter().map(|contents| (TOKENIZER_FILE, *contents)).collect();
     let content = CheckpointContent {
         step: state.step,
         model: model?,
-        optimizer: optimizer.deferred(&executor.model().parameters())?,
+        optimizer,
         state: &state.to_json()?,
-        config_yaml,
+        config_yaml: &to_yaml(config),
         further_files: &files,
-        max_file_bytes: DEFAULT_MAX_FILE_BYTES,
+        layout: Layout::default(),
     };
-    checkpoint::save(&checkpoint_dir(config), config.checkpoint.keep_latest_k, content)
-        .map_err(TrainError::Save)
+    saver.save(content).map_err(TrainError::Save)
 }
 
 /// A run as a checkpoint left it, but for the optimizer's state.
@@ -87,18 +97,23 @@ pub(super) struct Resumed {
     pub(super) state: TrainState,
     /// The config of that run; `None` if it is of another version.
     config: Option<Config>,
+    /// Whether a run can continue from it.
+    resumable: Result<(), CheckpointError>,
 }
 
 impl Resumed {
     /// Whether the run is at its end already.
     ///
     /// # Errors
-    /// Where it is past the end that `config` asks for.
-    pub(super) fn is_complete(&self, config: &Config) -> Result<bool, TrainError> {
+    /// Where it is past the end that `config` asks for, or before it, but cannot be continued.
+    pub(super) fn is_complete(&mut self, config: &Config) -> Result<bool, TrainError> {
         let (step, steps) = (self.state.step, config.training.steps as u64);
         if step > steps {
             let checkpoint = self.folder.display().to_string();
             return Err(TrainError::PastEnd { checkpoint, step, steps });
+        }
+        if step < steps {
+            std::mem::replace(&mut self.resumable, Ok(()))?;
         }
         Ok(step == steps)
     }
@@ -124,33 +139,40 @@ pub(super) fn load(
     folder: &Path,
     model: &Model,
     optimizer: &mut Optimizer,
-    sharding: Sharding,
+    groups: &Groups,
     device: &Device,
 ) -> Result<Resumed, TrainError> {
     let checkpoint = checkpoint::open(folder)?;
-    checkpoint.verify()?;
+    checkpoint.verify_share(groups.data.rank(), groups.data.size())?;
+    let sharding = Sharding { rank: groups.shard.rank(), ranks: groups.shard.size() };
     let state: TrainState = checkpoint.state()?;
     if let Some((field, saved, wanted)) = first_difference(&state.model, &model.config) {
         let checkpoint = folder.display().to_string();
         return Err(TrainError::OtherModel { checkpoint, field, saved, wanted });
     }
     let parameters = ParameterStore::read(model, sharding, device, |spec, range| {
-        let tensor = checkpoint.tensor_of(&spec.name, HostDtype::F32, &spec.shape)?;
-        Ok::<_, TrainError>(tensor.to_f32()?[range].to_vec())
+        let region = region(spec, range)?;
+        Ok::<_, TrainError>(checkpoint.region_f32(&spec.name, &spec.shape, &region)?)
     })?;
     let saved: HashSet<&str> = checkpoint.optimizer_tensors().map(|entry| entry.name).collect();
     let has = |name: &str| saved.contains(name);
     let read = |name: &str, spec: &ParameterSpec, range: Range<usize>| {
-        let tensor = checkpoint.tensor_of(name, HostDtype::F32, &spec.shape);
-        let tensor = tensor.map_err(|error| match error {
+        let values = checkpoint.region_f32(name, &spec.shape, &region(spec, range)?);
+        values.map_err(|error| match error {
             CheckpointError::MissingTensor { path, name, .. } => {
                 TrainError::OtherOptimizer { checkpoint: path.display().to_string(), state: name }
             }
             other => other.into(),
-        })?;
-        Ok::<_, TrainError>(tensor.to_f32()?[range].to_vec())
+        })
     };
     optimizer.restore(state.updates, parameters.layout(), device, has, read)?;
     let config = parse_resolved(&checkpoint.config_yaml()?).ok();
-    Ok(Resumed { folder: folder.to_path_buf(), parameters, state, config })
+    let resumable = checkpoint.require_resumable();
+    Ok(Resumed { folder: folder.to_path_buf(), parameters, state, config, resumable })
+}
+
+/// These elements of a parameter, row-major.
+fn region(spec: &ParameterSpec, range: Range<usize>) -> Result<Region, TensorError> {
+    let region = Region::flat(&spec.shape, range);
+    region.map_err(|source| TensorError::Region { name: spec.name.clone(), source })
 }

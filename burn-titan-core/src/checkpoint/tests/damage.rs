@@ -1,11 +1,19 @@
 //! Damaged files are refused by name.
 
+use super::ranks::{Spread, save_on};
 use super::*;
 
 #[test]
 fn flipped_bytes_of_every_file_are_refused_by_name() {
     let (_folder, path) = saved(3);
-    for name in names_below(&path) {
+    refuses_flipped_bytes(&path);
+    let folder = tempdir().unwrap();
+    let saved = save_on(folder.path(), 3, Spread::Grid, 3).swap_remove(0);
+    refuses_flipped_bytes(&saved.unwrap());
+}
+
+fn refuses_flipped_bytes(path: &Path) {
+    for name in names_below(path) {
         let file = path.join(&name);
         let whole = fs::read(&file).unwrap();
         // All of the index, which is checked by other means than the rest.
@@ -14,12 +22,32 @@ fn flipped_bytes_of_every_file_are_refused_by_name() {
             let mut altered = whole.clone();
             altered[position] ^= [0x01, 0x20, 0x80][position % 3];
             fs::write(&file, &altered).unwrap();
-            let error = load(&path).expect_err(&format!("{name}: byte {position}"));
+            let error = load(path).expect_err(&format!("{name}: byte {position}"));
             let message = error.to_string();
             assert!(message.starts_with(&format!("{}: ", file.display())), "{message}");
         }
         fs::write(&file, &whole).unwrap();
-        load(&path).unwrap();
+        load(path).unwrap();
+    }
+}
+
+#[test]
+fn every_chunk_is_in_one_share() {
+    let (_folder, path) = saved(3);
+    for name in names_below(&path).iter().filter(|name| *name != "index.json") {
+        let file = path.join(name);
+        let whole = fs::read(&file).unwrap();
+        for position in (0..whole.len()).step_by(40) {
+            let mut altered = whole.clone();
+            altered[position] ^= 0x10;
+            fs::write(&file, &altered).unwrap();
+            let checkpoint = open(&path).unwrap();
+            for size in [1, 3, 50] {
+                let share = |rank: &usize| checkpoint.verify_share(*rank, size).is_err();
+                assert_eq!((0..size).filter(share).count(), 1, "{name}: byte {position}");
+            }
+        }
+        fs::write(&file, &whole).unwrap();
     }
 }
 
@@ -70,10 +98,10 @@ fn foreign_indices_are_refused() {
     };
     let shown = index.display();
     assert_eq!(
-        message(&text.replace("\"format_version\": 1", "\"format_version\": 7")),
+        message(&text.replace("\"format_version\": 2", "\"format_version\": 7")),
         format!(
-            "{shown}: format version 7, but this program reads version 1: use the program version \
-             that wrote it"
+            "{shown}: format version 7, but this program reads versions up to 2: use the program \
+             version that wrote it"
         )
     );
     let remedy =
@@ -83,5 +111,7 @@ fn foreign_indices_are_refused() {
         format!("{shown}: not valid JSON: expected value at line 1 column 1: {remedy}")
     );
     assert_eq!(message("{}"), format!("{shown}: the key `format_version` is missing: {remedy}"));
-    assert!(message("{\"format_version\": 1}").contains("not a checkpoint index: missing field"));
+    for version in ["{\"format_version\": 1}", "{\"format_version\": 2}"] {
+        assert!(message(version).contains("not a checkpoint index: missing field"));
+    }
 }
