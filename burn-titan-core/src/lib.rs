@@ -5,7 +5,7 @@
 //! - [`model`]: what a model is to the platform: units, families, initial values;
 //! - [`executor`]: runs a step's program on real tensors;
 //! - [`optim`], [`lr_schedule`]: optimizers and the learning rate;
-//! - [`checkpoint`], [`hf`]: saving, resuming, Hugging Face folders;
+//! - [`checkpoint`], [`hf`]: saving, resuming, Hugging Face folders; [`writers`]: ranks that save together;
 //! - [`metrics`]: what a run leaves to be read;
 //! - [`trainer`]: puts all of it together; [`inference`], [`sampling`]: using a trained model.
 
@@ -22,3 +22,4 @@ pub mod optim;
 mod quiet;
 pub mod sampling;
 pub mod trainer;
+pub mod writers;
