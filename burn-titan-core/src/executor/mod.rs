@@ -19,7 +19,7 @@ pub use groups::Groups;
 pub use layout::{Layout, Sharding, UnitLayout};
 pub use non_finite::{MicroBatch, NonFinite};
 pub use parameters::{GradientStore, Parameter, ParameterStore};
-pub(crate) use parameters::{on_device, on_host};
+pub(crate) use parameters::{on_device, on_host, region_of};
 use pass::Pass;
 
 use crate::model::{Context, Model, Stream};

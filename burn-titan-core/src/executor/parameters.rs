@@ -6,7 +6,7 @@ use std::ops::Range;
 use burn::tensor::{DType, Device, Tensor};
 
 use super::layout::{Layout, Sharding};
-use crate::checkpoint::{HostTensor, TensorError};
+use crate::checkpoint::{HostTensor, Region, TensorError};
 use crate::model::{Model, ParameterSpec, initial_values};
 
 /// This rank's piece of a parameter.
@@ -163,6 +163,12 @@ impl ParameterStore {
             .map(|p| HostTensor::from_f32(&p.spec.name, &p.spec.shape, &on_host(p.value())))
             .collect()
     }
+}
+
+/// These elements of a parameter, row-major, as a checkpoint has them.
+pub(crate) fn region_of(spec: &ParameterSpec, range: Range<usize>) -> Result<Region, TensorError> {
+    let region = Region::flat(&spec.shape, range);
+    region.map_err(|source| TensorError::Region { name: spec.name.clone(), source })
 }
 
 /// A flat f32 tensor of host values.

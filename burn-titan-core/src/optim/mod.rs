@@ -16,9 +16,9 @@ use thiserror::Error;
 pub use muon::{MuonRule, muon_update};
 use owners::Matrix;
 
-use crate::checkpoint::{CheckpointError, DeferredTensor, HostTensor, Region, TensorError};
+use crate::checkpoint::{CheckpointError, DeferredTensor, HostTensor, TensorError};
 use crate::config::{NamePattern, OptimizerConfig, OptimizerKind};
-use crate::executor::{GradientStore, Layout, ParameterStore, on_device, on_host};
+use crate::executor::{GradientStore, Layout, ParameterStore, on_device, on_host, region_of};
 use crate::model::ParameterSpec;
 
 /// The factor that scales gradients of norm `norm` down to `max_norm`: `min(1, max_norm / (norm +
@@ -306,9 +306,7 @@ impl Optimizer {
         self.tensors(layout.parameters())
             .map(|(name, spec, value)| {
                 let range = layout.piece(&spec.name, layout.sharding().rank);
-                let region = Region::flat(&spec.shape, range);
-                let region =
-                    region.map_err(|source| TensorError::Region { name: name.clone(), source })?;
+                let region = region_of(spec, range)?;
                 DeferredTensor::f32_region(name, &spec.shape, region, move || on_host(value))
             })
             .collect()

@@ -7,7 +7,8 @@ use burn_titan_parallel::{Axis, CommError, Mesh, World, check, step};
 
 use super::report::Report;
 use super::{
-    Prepared, TrainError, Trainer, checkpoint_dir, compute_dtype, fits, folder, open_device, prepare, state,
+    Prepared, TrainError, Trainer, checkpoint_dir, compute_dtype, fits, folder, open_device,
+    prepare, state,
 };
 use crate::checkpoint::{OneWriter, Saver, Writers};
 use crate::config::{ActivationCheckpointMode, Config, ReduceDtype, ReshardAfterForward};

@@ -11,12 +11,10 @@ use serde_json::Value;
 
 use super::TrainError;
 use super::prepare::first_difference;
-use crate::checkpoint::{
-    self, CheckpointContent, CheckpointError, DeferredTensor, HostDtype, Layout, Saver,
-};
+use crate::checkpoint::{self, CheckpointContent, CheckpointError, DeferredTensor, Layout, Saver};
 use crate::config::{Config, parse_resolved, to_yaml};
 use crate::data::{Cursor, TokenizerError};
-use crate::executor::{Executor, ParameterStore, Sharding, on_host};
+use crate::executor::{Executor, Groups, Parameter, ParameterStore, Sharding, on_host, region_of};
 use crate::model::{Model, ParameterSpec};
 use crate::optim::Optimizer;
 
@@ -65,7 +63,7 @@ pub(super) fn save(
     let writes = executor.groups().replicate.rank() == 0;
     let piece = |p: &Parameter| {
         let (spec, value) = (&p.spec, p.value());
-        let region = region(spec, p.range.clone())?;
+        let region = region_of(spec, p.range.clone())?;
         DeferredTensor::f32_region(&spec.name, &spec.shape, region, move || on_host(value))
     };
     let model: Result<Vec<DeferredTensor>, _> =
@@ -151,13 +149,13 @@ pub(super) fn load(
         return Err(TrainError::OtherModel { checkpoint, field, saved, wanted });
     }
     let parameters = ParameterStore::read(model, sharding, device, |spec, range| {
-        let region = region(spec, range)?;
+        let region = region_of(spec, range)?;
         Ok::<_, TrainError>(checkpoint.region_f32(&spec.name, &spec.shape, &region)?)
     })?;
     let saved: HashSet<&str> = checkpoint.optimizer_tensors().map(|entry| entry.name).collect();
     let has = |name: &str| saved.contains(name);
     let read = |name: &str, spec: &ParameterSpec, range: Range<usize>| {
-        let values = checkpoint.region_f32(name, &spec.shape, &region(spec, range)?);
+        let values = checkpoint.region_f32(name, &spec.shape, &region_of(spec, range)?);
         values.map_err(|error| match error {
             CheckpointError::MissingTensor { path, name, .. } => {
                 TrainError::OtherOptimizer { checkpoint: path.display().to_string(), state: name }
@@ -169,10 +167,4 @@ pub(super) fn load(
     let config = parse_resolved(&checkpoint.config_yaml()?).ok();
     let resumable = checkpoint.require_resumable();
     Ok(Resumed { folder: folder.to_path_buf(), parameters, state, config, resumable })
-}
-
-/// These elements of a parameter, row-major.
-fn region(spec: &ParameterSpec, range: Range<usize>) -> Result<Region, TensorError> {
-    let region = Region::flat(&spec.shape, range);
-    region.map_err(|source| TensorError::Region { name: spec.name.clone(), source })
 }

@@ -1,6 +1,7 @@
 //! The data-parallel family against one rank: 20 steps from one seed, on a model of round sizes and on one in
 //! which nothing divides.
 
+use burn_titan_core::checkpoint::{self, CheckpointError};
 use burn_titan_tests::runs::{Run, SMALL};
 
 /// A way to spread the data over ranks.
@@ -27,39 +28,55 @@ const CASES: [Case; 9] = [
 ];
 
 const FULL: &str = "activation_checkpoint.mode=full";
-const NO_CHECKPOINT: &str = "checkpoint.enable=false";
 
-/// Loss and gradient norm of every step.
-type Curve = Vec<(f64, f64)>;
-
-fn curve(run: &Run) -> Curve {
-    run.metrics().iter().map(|m| (m.loss, m.grad_norm)).collect()
+/// Loss and gradient norm of every step, and the parameters after the last.
+struct Reached {
+    curve: Vec<(f64, f64)>,
+    parameters: Vec<f32>,
 }
 
-fn assert_close(name: &str, reference: &Curve, found: &Curve) {
+impl Reached {
+    fn by(run: &Run) -> Self {
+        let folder = run.path("out/checkpoint/step-00000020");
+        let checkpoint = checkpoint::open(&folder).unwrap_or_else(|error| panic!("{error}"));
+        let values = |name| Ok::<_, CheckpointError>(checkpoint.tensor(name)?.to_f32()?);
+        let parameters = checkpoint
+            .model_tensors()
+            .flat_map(|entry| values(entry.name).unwrap_or_else(|error| panic!("{error}")))
+            .collect();
+        let curve = run.metrics().iter().map(|m| (m.loss, m.grad_norm)).collect();
+        Self { curve, parameters }
+    }
+}
+
+fn assert_close(name: &str, reference: &Reached, found: &Reached) {
+    let (parameters, others) = (&reference.parameters, &found.parameters);
+    let moved = parameters.iter().zip(others).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert_eq!(parameters.len(), others.len());
+    let (reference, found) = (&reference.curve, &found.curve);
     assert_eq!((reference.len(), found.len()), (20, 20), "{name}");
     let relative = |a: f64, b: f64| ((a - b) / a).abs();
     let mut worst = (0.0_f64, 0.0_f64);
     for (a, b) in reference.iter().zip(found) {
         worst = (worst.0.max(relative(a.0, b.0)), worst.1.max(relative(a.1, b.1)));
     }
-    println!("{name}: loss {:.1e}, gradient norm {:.1e}", worst.0, worst.1);
-    assert!(worst.0 < 1e-5 && worst.1 < 1e-5, "{name}: {worst:?}");
+    println!("{name}: loss {:.1e}, norm {:.1e}, parameters {moved:.1e}", worst.0, worst.1);
+    assert!(worst.0 < 1e-5 && worst.1 < 1e-5 && moved < 1e-5, "{name}: {worst:?} {moved}");
 }
 
 fn check_all(make: impl Fn() -> Run) {
     for micro_batches in [1, 3] {
         for case in &CASES {
             let global = format!("training.global_batch_size={}", case.ranks * micro_batches);
-            let common = [NO_CHECKPOINT, "training.local_batch_size=1", global.as_str()];
+            let common = ["training.local_batch_size=1", global.as_str()];
             let one = make();
             one.train(&common);
-            let reference = curve(&one);
+            let reference = Reached::by(&one);
             for mode in [&[][..], &[FULL][..]] {
                 let name = format!("{}, {micro_batches} micro-batches, {mode:?}", case.name);
                 let run = make();
                 run.simulate(case.ranks, &[&common[..], case.words, mode].concat());
-                assert_close(&name, &reference, &curve(&run));
+                assert_close(&name, &reference, &Reached::by(&run));
             }
         }
     }
@@ -79,7 +96,6 @@ fn odd_sizes() {
 #[test]
 fn muon() {
     let words = [
-        NO_CHECKPOINT,
         "training.local_batch_size=1",
         "training.global_batch_size=6",
         "optimizer.name=muon",
@@ -91,6 +107,6 @@ fn muon() {
     for ranks in [2, 3] {
         let run = Run::odd();
         run.simulate(ranks, &words);
-        assert_close(&format!("muon, {ranks} ranks"), &curve(&one), &curve(&run));
+        assert_close(&format!("muon, {ranks} ranks"), &Reached::by(&one), &Reached::by(&run));
     }
 }

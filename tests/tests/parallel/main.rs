@@ -1,3 +1,4 @@
 //! Every way to spread a run over ranks gives the numbers of one rank.
 
+mod checkpoints;
 mod data;

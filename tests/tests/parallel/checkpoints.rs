@@ -1,0 +1,98 @@
+//! A checkpoint fits any number of ranks, whatever number has written it.
+
+use burn_titan_core::checkpoint::{self, Checkpoint};
+use burn_titan_tests::runs::Run;
+
+/// A number of ranks, and how they share the model.
+struct Mesh {
+    name: &'static str,
+    ranks: usize,
+    words: &'static [&'static str],
+}
+
+const MESHES: [Mesh; 5] = [
+    Mesh { name: "1", ranks: 1, words: &[] },
+    Mesh { name: "2", ranks: 2, words: &[] },
+    Mesh { name: "3", ranks: 3, words: &[] },
+    Mesh { name: "4", ranks: 4, words: &[] },
+    Mesh { name: "2 x 2", ranks: 4, words: &["parallelism.data_parallel_replicate_degree=2"] },
+];
+
+/// Divides by every number of ranks.
+const COMMON: [&str; 2] = ["training.local_batch_size=1", "training.global_batch_size=12"];
+
+fn open(run: &Run, step: u64) -> Checkpoint {
+    let path = run.path(&format!("out/checkpoint/step-{step:08}"));
+    checkpoint::open(&path).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Name and values of every tensor of a group.
+fn tensors(checkpoint: &Checkpoint, optimizer: bool) -> Vec<(String, Vec<f32>)> {
+    let entries: Vec<_> = match optimizer {
+        true => checkpoint.optimizer_tensors().collect(),
+        false => checkpoint.model_tensors().collect(),
+    };
+    let read = |name: &str| checkpoint.tensor(name).and_then(|tensor| Ok(tensor.to_f32()?));
+    let read = |name: &str| read(name).unwrap_or_else(|error| panic!("{error}"));
+    entries.iter().map(|entry| (entry.name.to_string(), read(entry.name))).collect()
+}
+
+fn assert_close(name: &str, reference: &[f64], found: &[f64]) {
+    assert_eq!(reference.len(), found.len(), "{name}");
+    for (a, b) in reference.iter().zip(found) {
+        assert!(((a - b) / a).abs() < 1e-5, "{name}: {reference:?} {found:?}");
+    }
+}
+
+/// Saved at step 4 on one mesh, continued to step 8 on another.
+#[test]
+fn any_mesh_continues_from_any_other() {
+    let straight = Run::odd();
+    straight.train(&[&COMMON[..], &["training.steps=8", "checkpoint.interval=4"]].concat());
+    for from in &MESHES {
+        let first = Run::odd();
+        let words = ["training.steps=8", "checkpoint.interval=4"];
+        first.simulate(from.ranks, &[&COMMON[..], &words, from.words].concat());
+        assert_close(from.name, &straight.losses(), &first.losses());
+        let saved = open(&first, 4);
+        for to in &MESHES {
+            let name = format!("{} to {}", from.name, to.name);
+            // Updates of size 0: what was loaded is saved again.
+            let still = Run::odd();
+            still.continue_from(&first, 4);
+            let words = ["training.steps=5", "optimizer.lr=1e-30"];
+            still.simulate(to.ranks, &[&COMMON[..], &words, to.words].concat());
+            let again = open(&still, 5);
+            assert!(tensors(&again, false) == tensors(&saved, false), "{name}: parameters");
+
+            let second = Run::odd();
+            second.continue_from(&first, 4);
+            let words = ["training.steps=8"];
+            second.simulate(to.ranks, &[&COMMON[..], &words, to.words].concat());
+            assert_close(&name, &straight.losses(), &second.losses());
+            if from.name == to.name {
+                assert_eq!(first.curve(), second.curve(), "{name}");
+                for optimizer in [false, true] {
+                    let [a, b] = [&first, &second].map(|run| tensors(&open(run, 8), optimizer));
+                    assert!(a == b, "{name}: optimizer {optimizer}");
+                }
+            }
+        }
+    }
+}
+
+/// Ranks write files of their own; one rank writes what it always wrote.
+#[test]
+fn every_rank_writes_its_part() {
+    let run = Run::odd();
+    run.simulate(3, &[&COMMON[..], &["training.steps=3"]].concat());
+    let folder = run.path("out/checkpoint/step-00000003");
+    let names = std::fs::read_dir(&folder).expect("the checkpoint is there");
+    let names = names.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    println!("{names:?}");
+    for part in ["model-rank-00000", "model-rank-00002", "optimizer-rank-00001"] {
+        assert!(names.iter().any(|name| name.starts_with(part)), "{part} in {names:?}");
+    }
+}
