@@ -97,7 +97,7 @@ impl ChunkedFile {
         }
         Err(CheckpointError::Altered {
             path: self.path.clone(),
-            range,
+            range: (self.chunks.len() > 1).then_some(range),
             expected: chunk.expected.to_string(),
             found: found.to_string(),
         })

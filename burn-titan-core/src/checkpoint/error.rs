@@ -83,17 +83,16 @@ pub enum CheckpointError {
     },
     /// A file's contents are not those that were written.
     #[error(
-        "{}: bytes {} to {} have the checksum {found}, but {expected} was written: the file was \
-         altered; restore it from a copy, or delete the folder to continue from an older step",
+        "{}: checksum {found}{}, but {expected} was written: the file was altered; restore it from a \
+         copy, or delete the folder to continue from an older step",
         path.display(),
-        range.start,
-        range.end
+        of_bytes(range)
     )]
     Altered {
         /// The file.
         path: PathBuf,
-        /// The bytes that the checksum is of.
-        range: Range<u64>,
+        /// The bytes that the checksum is of, where they are not all of the file.
+        range: Option<Range<u64>>,
         /// Checksum that was written, in hexadecimal.
         expected: String,
         /// Checksum of what is there.
@@ -262,6 +261,11 @@ pub enum CheckpointError {
         /// The folders that were looked at, and what each of them is.
         looked: String,
     },
+}
+
+fn of_bytes(range: &Option<Range<u64>>) -> String {
+    let text = |range: &Range<u64>| format!(" of bytes {} to {}", range.start, range.end);
+    range.as_ref().map(text).unwrap_or_default()
 }
 
 /// `` (did you mean `x`?)``, or nothing.

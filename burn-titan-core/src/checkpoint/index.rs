@@ -145,7 +145,7 @@ impl Index {
         }
         Err(CheckpointError::Altered {
             path: path.to_path_buf(),
-            range: 0..text.len() as u64,
+            range: None,
             expected: self.checksum.to_string(),
             found: found.to_string(),
         })

@@ -15,6 +15,7 @@ mod ranks;
 mod region;
 mod saver;
 mod scale;
+mod spread;
 mod version1;
 
 /// A folder in memory where the system has one: these tests sync and rewrite files many thousand times.

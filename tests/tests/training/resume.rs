@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
+use burn_titan_core::inference::{LoadedModel, convert::to_hf};
 use burn_titan_core::model::{Context, Registry};
 use burn_titan_core::trainer::{prepare, train};
 use burn_titan_models::{Attention, AttentionConfig, FusedAttention, Llama3};
@@ -72,6 +73,51 @@ fn mixed_and_shuffled_sources_resume_bitwise() {
 #[test]
 fn bf16_with_recomputation_resumes_bitwise() {
     check_resume(&["precision.compute=bfloat16", "activation_checkpoint.mode=full"]);
+}
+
+/// What is written behind the run's back is what is written before its eyes.
+#[test]
+fn asynchronous_saves_are_the_same() {
+    let [behind, before] = [Run::odd(), Run::odd()];
+    behind.train(&["checkpoint.interval=1"]);
+    before.train(&["checkpoint.interval=1", "checkpoint.async_mode=disabled"]);
+    for step in 1..=20 {
+        for file in ["model.safetensors", "optimizer.safetensors"] {
+            assert!(
+                behind.checkpoint_file(step, file) == before.checkpoint_file(step, file),
+                "{file} of step {step}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_last_save_of_the_model_alone_is_used_but_not_continued() {
+    let [whole, run] = [Run::odd(), Run::odd()];
+    whole.train(&[]);
+    let words = ["checkpoint.last_save_model_only=true"];
+    run.train(&words);
+    let model = "model.safetensors";
+    assert!(run.checkpoint_file(20, model) == whole.checkpoint_file(20, model));
+    let last = run.path("out/checkpoint/step-00000020");
+    assert!(!last.join("optimizer.safetensors").exists());
+    // It is at its end, which is no failure.
+    assert_eq!(run.train(&words).steps, 20);
+    assert_eq!(
+        run.refusal(&["training.steps=30"]),
+        "HERE/out/checkpoint/step-00000020: the checkpoint holds only the model \
+         (`checkpoint.last_save_model_only`), so no run can continue from it: delete the folder to \
+         continue from an older step, or use it with `generate`, `eval` or `convert`"
+    );
+    let registry = burn_titan_models::registry();
+    LoadedModel::from_checkpoint(&last, &registry, Device::flex())
+        .unwrap_or_else(|e| panic!("{e}"));
+    to_hf(&last, &run.path("hf"), None, &registry).unwrap_or_else(|error| panic!("{error}"));
+    assert!(run.path("hf/model.safetensors").is_file());
+    // The one before it is whole.
+    fs::remove_dir_all(&last).unwrap();
+    run.train(&[]);
+    assert!(run.checkpoint_file(20, model) == whole.checkpoint_file(20, model));
 }
 
 /// The row of a step is written before its checkpoint can be resumed from, or a crash between the

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use super::super::fault::{Fault, Watch};
-use super::ranks::{Spread, check_on, save_on};
+use super::spread::{Spread, check_on, save_on};
 use super::*;
 
 const SPREAD: Spread = Spread::Flat;

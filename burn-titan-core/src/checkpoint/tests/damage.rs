@@ -1,6 +1,6 @@
 //! Damaged files are refused by name.
 
-use super::ranks::{Spread, save_on};
+use super::spread::{Spread, save_on};
 use super::*;
 
 #[test]
