@@ -20,8 +20,8 @@ pub fn run<T>(
     world: World,
     work: impl FnOnce(World) -> Result<T, TrainError>,
 ) -> Result<T, TrainError> {
-    let over = Arc::new(Mutex::new(false));
-    let watched = over.clone();
+    let over = Over::default();
+    let watched = over.0.clone();
     world.on_failure(Box::new(move |error| {
         std::thread::sleep(GRACE);
         let over = watched.lock().unwrap_or_else(PoisonError::into_inner);
@@ -38,9 +38,17 @@ pub fn run<T>(
     if let Err(error) = &result {
         world.abort(&error.to_string());
     }
-    // Where the other thread is about to end the process, this waits for it.
-    *over.lock().unwrap_or_else(PoisonError::into_inner) = true;
     result
+}
+
+/// Says, once dropped, also by a panic, that the process ends by itself. Where it is being ended, that waits.
+#[derive(Default)]
+struct Over(Arc<Mutex<bool>>);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    }
 }
 
 /// Ends the process without waiting for anything: devices may wait for their threads at an orderly end.
@@ -54,14 +62,14 @@ fn exit_now(code: u8) -> ! {
     std::process::exit(code.into())
 }
 
-#[cfg(test)]
+#[cfg(all(test, unix))]
 mod tests {
-    use std::net::TcpListener;
     use std::process::{Command, Output, Stdio};
     use std::time::Instant;
 
     use burn::tensor::{Device, Tensor};
     use burn_titan_parallel::WorldOptions;
+    use burn_titan_parallel::launch::local::free_port;
     use burn_titan_parallel::launch::{Flags, Place, Variables, read};
 
     use super::*;
@@ -76,41 +84,38 @@ mod tests {
         let Ok(Place::Rank(launch)) = read(&Flags::default(), &Variables::of_process()) else {
             panic!("no rank")
         };
-        let world = World::join(&launch, &WorldOptions::default()).unwrap();
-        let done = run(world, |world| {
-            if world.rank() == 1 {
-                match case.as_str() {
-                    "exit" => std::process::exit(3),
-                    "fail" => {
-                        return Err(TrainError::File { path: "disk".into(), cause: "full".into() });
-                    }
-                    _ => {}
-                }
-            }
-            match case.as_str() {
-                "end" => {}
-                "fail" => {
-                    let ranks = world.communicator("test", &[0, 1])?;
-                    let one = Tensor::<1>::ones([1], &Device::flex());
-                    ranks.all_reduce_sum(one).wait()?;
-                }
-                // Waits for nobody.
-                _ => std::thread::sleep(Duration::from_secs(60)),
-            }
-            Ok(())
-        });
+        // The other rank may have failed already when this one has joined.
+        let joined = World::join(&launch, &WorldOptions::default()).map_err(TrainError::from);
+        let done = joined.and_then(|world| run(world, |world| work(&world, &case)));
         if let Err(error) = done {
             eprintln!("error: {error}");
             exit_now(error.exit_code());
         }
     }
 
+    /// What the ranks of a case do.
+    fn work(world: &World, case: &str) -> Result<(), TrainError> {
+        match (case, world.rank()) {
+            ("end", _) => {}
+            ("exit", 1) => std::process::exit(3),
+            ("panic", 1) => panic!("rank 1 panics"),
+            ("fail", 1) => {
+                return Err(TrainError::File { path: "disk".into(), cause: "full".into() });
+            }
+            ("fail", _) => {
+                let ranks = world.communicator("test", &[0, 1])?;
+                let one = Tensor::<1>::ones([1], &Device::flex());
+                ranks.all_reduce_sum(one).wait()?;
+            }
+            // Waits for nobody.
+            _ => std::thread::sleep(Duration::from_secs(60)),
+        }
+        Ok(())
+    }
+
     /// How two ranks end, and after how many seconds rank 0 did.
     fn ranks(case: &str) -> ([Output; 2], f64) {
-        // Not a port that the system gives to connections.
-        let port = (61_440..=u16::MAX)
-            .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
-            .unwrap();
+        let port = free_port().unwrap();
         let start = |rank: &str| {
             Command::new(std::env::current_exe().unwrap())
                 .args(["--exact", "rank::tests::as_a_rank", "--nocapture"])
@@ -153,6 +158,14 @@ mod tests {
         assert!(errors.len() == 1 && errors[0].starts_with("error: rank 1 on "), "{errors:?}");
         // Two seconds, and some for a busy machine; its work takes a minute.
         assert!(seconds < 20.0, "{seconds} s");
+    }
+
+    #[test]
+    fn a_rank_that_panics_is_named() {
+        let ([zero, one], _) = ranks("panic");
+        assert_eq!((zero.status.code(), one.status.code()), (Some(138), Some(101)));
+        let errors = errors(&zero);
+        assert!(errors.len() == 1 && errors[0].contains(" is lost (it panicked"), "{errors:?}");
     }
 
     #[test]

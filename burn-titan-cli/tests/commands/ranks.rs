@@ -1,8 +1,7 @@
 //! Which ranks run: what the command line and the environment say, and what of it is refused.
 
-use std::net::TcpListener;
-
 use burn_titan_core::metrics::read_metrics;
+use burn_titan_parallel::launch::local::free_port;
 
 use crate::sandbox::{Ended, Sandbox};
 
@@ -107,17 +106,10 @@ fn one_rank_trains_however_it_is_started() {
     }
 }
 
-/// A port that nobody listens on, and that the system gives to no connection.
-fn port() -> u16 {
-    (62_000..=u16::MAX)
-        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
-        .expect("some port is free")
-}
-
 #[test]
 fn ranks_with_other_secrets_do_not_meet() {
     let sandbox = Sandbox::new();
-    let rendezvous = format!("127.0.0.1:{}", port());
+    let rendezvous = format!("127.0.0.1:{}", free_port().expect("some port is free"));
     let rank = |rank: &str, secret: Option<&str>| {
         let words = ["train", "run.yaml", "--world-size", "2", "--rendezvous", &rendezvous];
         // Rank 0 waits in vain for so long; rank 1 is refused as soon as it is there.

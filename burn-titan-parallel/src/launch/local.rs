@@ -150,7 +150,10 @@ fn token() -> io::Result<String> {
 
 /// A port that nobody listens on. Not one that the system gives out: until rank 0 listens, any
 /// connection on this host could take such a one.
-pub(crate) fn free_port() -> io::Result<u16> {
+///
+/// # Errors
+/// If none is found, or the system has no random numbers.
+pub fn free_port() -> io::Result<u16> {
     let mut last = io::Error::from(io::ErrorKind::AddrInUse);
     for _ in 0..64 {
         let random = u64::from(u16::from_ne_bytes(random()?));
