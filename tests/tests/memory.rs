@@ -1,34 +1,11 @@
 //! Full activation checkpointing holds less memory. The only test of this file, because it counts
 //! what the whole process allocates.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-
+use burn_titan_tests::counting::Counting;
 use burn_titan_tests::runs::{ODD_VOCABULARY, Run, random_tokens};
 
-/// The system's allocator, counting bytes in use and their peak.
-struct Counting;
-
-static IN_USE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call goes to `System` unchanged; the counters do not touch the memory.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        PEAK.fetch_max(IN_USE.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        IN_USE.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: Counting = Counting::new();
 
 /// Ten blocks with far more activations than parameters.
 const DEEP: &str = "
@@ -47,10 +24,10 @@ metrics: {tensorboard: false, peak_tflops: 1, log_interval: 1000}
 fn peak_of(mode: &str, steps: usize) -> usize {
     let run = Run::new(DEEP);
     run.write("tokens.bin", &random_tokens(1, 40_009, ODD_VOCABULARY));
-    let before = IN_USE.load(Relaxed);
-    PEAK.store(before, Relaxed);
+    let before = ALLOCATOR.in_use();
+    ALLOCATOR.forget_peak();
     run.train(&[&format!("activation_checkpoint.mode={mode}"), &format!("training.steps={steps}")]);
-    PEAK.load(Relaxed) - before
+    ALLOCATOR.peak() - before
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod folders;
 mod generate;
 mod limits;
 mod models;
+mod processes;
 mod ranks;
 mod sandbox;
 mod threads;
