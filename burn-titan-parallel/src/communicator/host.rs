@@ -1,33 +1,33 @@
-//! Communicators whose exchange goes through host memory: between threads, and over tcp.
+//! Communicators whose exchange goes through host memory: between threads, over tcp, and by MPI.
 
 use burn::tensor::Bytes;
 
 use super::buffer::{Buffer, Kind};
 use super::{CommError, Communicator, Reduction, Work};
-use crate::host::{Pending, Queue};
+use crate::host::{Exchange, Pending};
 
-/// A group over host links. Reading a tensor waits for the device on the calling thread; the exchange
-/// runs on the group's progress thread; the result goes to the device when it is waited for.
+/// A group that exchanges host memory. Reading a tensor waits for the device on the calling thread; the
+/// exchange runs on a progress thread; the result goes to the device when it is waited for.
 pub struct HostCommunicator {
-    queue: Queue,
+    exchange: Box<dyn Exchange<Bytes>>,
 }
 
 impl HostCommunicator {
-    /// A communicator over a group's queue.
-    pub fn new(queue: Queue) -> Self {
-        Self { queue }
+    /// A communicator over a group's [`Queue`](crate::host::Queue), or whatever else exchanges its bytes.
+    pub fn new(exchange: impl Exchange<Bytes> + 'static) -> Self {
+        Self { exchange: Box::new(exchange) }
     }
 
     /// Starts an operation on the bytes of `x`.
     fn start(
         &self,
         x: Buffer,
-        begin: impl FnOnce(&Queue, Bytes, &Kind) -> Pending<Bytes>,
+        begin: impl FnOnce(&dyn Exchange<Bytes>, Bytes, &Kind) -> Pending<Bytes>,
     ) -> Work<Buffer> {
         match x.kind() {
             Err(error) => Work::failed(error),
             Ok(kind) => {
-                let pending = begin(&self.queue, x.into_bytes(), &kind);
+                let pending = begin(&*self.exchange, x.into_bytes(), &kind);
                 Work::pending(move || pending.wait().map(|bytes| kind.buffer(bytes)))
             }
         }
@@ -35,8 +35,8 @@ impl HostCommunicator {
 
     /// Whether the group has such a rank, and it is another one.
     fn check(&self, rank: usize) -> Result<(), CommError> {
-        let size = self.queue.size();
-        if rank >= size || rank == self.queue.rank() {
+        let size = self.exchange.size();
+        if rank >= size || rank == self.exchange.rank() {
             return Err(CommError::NoSuchRank { rank, size });
         }
         Ok(())
@@ -45,19 +45,19 @@ impl HostCommunicator {
 
 impl Communicator for HostCommunicator {
     fn rank(&self) -> usize {
-        self.queue.rank()
+        self.exchange.rank()
     }
 
     fn size(&self) -> usize {
-        self.queue.size()
+        self.exchange.size()
     }
 
     fn all_reduce(&self, x: Buffer, reduction: Reduction) -> Work<Buffer> {
-        self.start(x, |queue, bytes, kind| queue.all_reduce(bytes, kind.element, reduction))
+        self.start(x, |exchange, bytes, kind| exchange.all_reduce(bytes, kind.element, reduction))
     }
 
     fn all_gather(&self, shard: Buffer, lengths: &[usize]) -> Work<Buffer> {
-        self.start(shard, |queue, bytes, kind| queue.all_gather(bytes, lengths, kind.element))
+        self.start(shard, |exchange, bytes, kind| exchange.all_gather(bytes, lengths, kind.element))
     }
 
     fn reduce_scatter(
@@ -66,21 +66,23 @@ impl Communicator for HostCommunicator {
         lengths: &[usize],
         reduction: Reduction,
     ) -> Work<Buffer> {
-        self.start(whole, |queue, bytes, kind| {
-            queue.reduce_scatter(bytes, lengths, kind.element, reduction)
+        self.start(whole, |exchange, bytes, kind| {
+            exchange.reduce_scatter(bytes, lengths, kind.element, reduction)
         })
     }
 
     fn all_to_all(&self, x: Buffer, send: &[usize], receive: &[usize]) -> Work<Buffer> {
-        self.start(x, |queue, bytes, kind| queue.all_to_all(bytes, send, receive, kind.element))
+        self.start(x, |exchange, bytes, kind| {
+            exchange.all_to_all(bytes, send, receive, kind.element)
+        })
     }
 
     fn broadcast(&self, x: Buffer, root: usize) -> Work<Buffer> {
-        if root >= self.queue.size() {
-            return Work::failed(CommError::NoSuchRank { rank: root, size: self.queue.size() });
+        if root >= self.exchange.size() {
+            return Work::failed(CommError::NoSuchRank { rank: root, size: self.exchange.size() });
         }
         let count = x.elements();
-        self.start(x, |queue, bytes, kind| queue.broadcast(bytes, count, kind.element, root))
+        self.start(x, |exchange, bytes, kind| exchange.broadcast(bytes, count, kind.element, root))
     }
 
     fn send(&self, x: Buffer, to: usize) -> Work<()> {
@@ -88,7 +90,7 @@ impl Communicator for HostCommunicator {
             Ok(kind) => kind,
             Err(error) => return Work::failed(error),
         };
-        let pending = self.queue.send(x.into_bytes(), kind.element, to);
+        let pending = self.exchange.send(x.into_bytes(), kind.element, to);
         Work::pending(move || pending.wait())
     }
 
@@ -97,12 +99,12 @@ impl Communicator for HostCommunicator {
             Ok(kind) => kind,
             Err(error) => return Work::failed(error),
         };
-        let pending = self.queue.receive(like.elements(), kind.element, from);
+        let pending = self.exchange.receive(like.elements(), kind.element, from);
         Work::pending(move || pending.wait().map(|bytes| kind.buffer(bytes)))
     }
 
     fn barrier(&self) -> Work<()> {
-        let pending = self.queue.barrier();
+        let pending = self.exchange.barrier();
         Work::pending(move || pending.wait())
     }
 }

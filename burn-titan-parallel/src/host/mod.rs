@@ -2,11 +2,12 @@
 //!
 //! [`Links`] carry whole messages between any two ranks, into the receiver's [`mailbox::Mailbox`]; a
 //! [`Group`] makes collective operations of them; a [`Queue`] runs a group's operations one after the
-//! other beside the training thread.
+//! other beside the training thread. What a queue does, any [`Exchange`] does.
 
 pub mod call;
 pub mod element;
 pub mod error;
+pub mod exchange;
 pub mod frame;
 pub mod group;
 pub mod links;
@@ -15,17 +16,18 @@ pub mod mailbox;
 mod memory;
 pub mod payload;
 pub mod queue;
-mod segments;
+pub(crate) mod segments;
 pub mod tcp;
 
 pub use call::{Call, Kind};
 pub use element::{Element, Reduction};
 pub use error::{CommError, Peer};
+pub use exchange::{Exchange, Pending, Task};
 pub use group::Group;
 pub use links::{FailureHook, Links};
 pub use local::LocalLinks;
 pub use memory::Memory;
-pub use queue::{Pending, Queue};
+pub use queue::Queue;
 pub use tcp::{TcpConfig, TcpLinks};
 
 #[cfg(test)]

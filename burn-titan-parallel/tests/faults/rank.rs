@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use burn_titan_parallel::host::tcp::{Listener, Token};
 use burn_titan_parallel::host::{
-    Call, CommError, Element, Group, Kind, Links, Queue, Reduction, TcpConfig, TcpLinks,
+    Call, CommError, Element, Exchange, Group, Kind, Links, Queue, Reduction, TcpConfig, TcpLinks,
 };
 
 use burn_titan_parallel::WorldOptions;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::super::tests::{self, data, queue};
-use super::super::{CommError, Element, Links, Queue, Reduction};
+use super::super::{CommError, Element, Exchange, Links, Queue, Reduction};
 use super::*;
 
 const LOOPBACK: &str = "127.0.0.1:0";
