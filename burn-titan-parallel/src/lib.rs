@@ -5,7 +5,7 @@
 //! before the step runs. Parallelism, accumulation and activation checkpointing are ways to write the
 //! list ([`step`]); [`check`] proves a list before it runs; the executor of `burn-titan-core` runs it.
 //! How ranks find and reach each other is here too: [`launch`] says which rank a process is, and starts local
-//! ones; [`host`] carries buffers of host memory between threads and processes; [`communicator`] carries
+//! ones; [`host`] carries buffers of host memory between threads and processes, and [`mpi`] does so by MPI; [`communicator`] carries
 //! tensors; a [`World`] is all ranks of a run.
 
 pub mod check;
@@ -14,6 +14,7 @@ pub mod host;
 pub mod join;
 pub mod launch;
 pub mod mesh;
+pub mod mpi;
 pub mod placement;
 pub mod program;
 pub mod step;
@@ -25,6 +26,7 @@ pub use communicator::{
 };
 pub use join::WorldOptions;
 pub use mesh::{Axis, Degrees, Mesh, MeshError};
+pub use mpi::MpiError;
 pub use placement::Placement;
 pub use program::{Action, Keep, Program};
 pub use trace::Trace;

@@ -63,13 +63,21 @@ impl Trace {
         }
         let start = Instant::now();
         let done = work();
+        self.record(lane, name, start);
+        done
+    }
+
+    /// Records what a lane has done since `start`, as `name()`, if that is asked for.
+    pub fn record(&self, lane: &str, name: impl FnOnce() -> String, start: Instant) {
+        if !self.0.recording.load(Ordering::Acquire) {
+            return;
+        }
         let duration = start.elapsed();
         let mut state = self.state();
         if let Some(began) = state.began {
             let start = start.saturating_duration_since(began);
             state.spans.push(Span { lane: lane.into(), name: name(), start, duration });
         }
-        done
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -10,22 +10,36 @@ use crate::host::tcp::JoinError;
 use crate::host::{CommError, FailureHook, Group, Links, LocalLinks, Queue};
 use crate::join::{self, WorldOptions};
 use crate::launch::Launch;
+use crate::mpi::MpiError;
+#[cfg(feature = "mpi")]
+use crate::mpi::{GroupOptions, MpiConfig, MpiWorld};
 use crate::trace::Trace;
 
 /// One rank of a world: who it is, and how it reaches the others.
 #[derive(Clone)]
 pub struct World {
-    /// How this rank reaches the others; `None` where there are none.
-    links: Option<Arc<dyn Links>>,
+    engine: Engine,
     /// How long an operation waits for a peer.
     timeout: Duration,
     trace: Trace,
 }
 
+/// How a rank reaches the others.
+#[derive(Clone)]
+enum Engine {
+    /// There are none.
+    Alone,
+    /// By links between hosts or threads.
+    Links(Arc<dyn Links>),
+    /// By MPI.
+    #[cfg(feature = "mpi")]
+    Mpi(MpiWorld),
+}
+
 impl World {
     /// A world of one rank.
     pub fn alone() -> Self {
-        Self { links: None, timeout: Duration::MAX, trace: Trace::default() }
+        Self::with(Engine::Alone, Duration::MAX)
     }
 
     /// The ranks of a world of `size` threads of this process.
@@ -51,17 +65,61 @@ impl World {
 
     /// A rank that reaches the others over `links`.
     pub fn over(links: Arc<dyn Links>, timeout: Duration) -> Self {
-        Self { links: Some(links), timeout, trace: Trace::default() }
+        Self::with(Engine::Links(links), timeout)
+    }
+
+    /// A rank that MPI has started, and that reaches the others by MPI's own collectives. Starts MPI in this
+    /// process, and waits for the other ranks. Of the options only the time-outs count.
+    ///
+    /// # Errors
+    /// If the program was built without MPI, if MPI does not start, or if its rank and size are not those of the
+    /// launch.
+    #[cfg(feature = "mpi")]
+    pub fn over_mpi(launch: &Launch, options: &WorldOptions) -> Result<Self, JoinError> {
+        let WorldOptions { timeout, join_timeout, .. } = *options;
+        let config = MpiConfig { timeout, join_timeout, limit: MpiConfig::LIMIT };
+        let joined = MpiWorld::init(config).and_then(|world| world.check(launch).map(|()| world));
+        joined.map(Self::of_mpi).map_err(MpiError::into_join_error)
+    }
+
+    /// As with the feature `mpi`, without which it refuses.
+    ///
+    /// # Errors
+    /// Always: the program was built without MPI.
+    #[cfg(not(feature = "mpi"))]
+    pub fn over_mpi(_: &Launch, _: &WorldOptions) -> Result<Self, JoinError> {
+        Err(MpiError::NotBuilt.into_join_error())
+    }
+
+    /// A rank of MPI, which was started already.
+    #[cfg(feature = "mpi")]
+    pub fn of_mpi(world: MpiWorld) -> Self {
+        let timeout = world.timeout();
+        Self::with(Engine::Mpi(world), timeout)
+    }
+
+    fn with(engine: Engine, timeout: Duration) -> Self {
+        Self { engine, timeout, trace: Trace::default() }
     }
 
     /// This rank.
     pub fn rank(&self) -> usize {
-        self.links.as_ref().map_or(0, |links| links.rank())
+        match &self.engine {
+            Engine::Alone => 0,
+            Engine::Links(links) => links.rank(),
+            #[cfg(feature = "mpi")]
+            Engine::Mpi(world) => world.rank(),
+        }
     }
 
     /// Ranks in the world.
     pub fn size(&self) -> usize {
-        self.links.as_ref().map_or(1, |links| links.world_size())
+        match &self.engine {
+            Engine::Alone => 1,
+            Engine::Links(links) => links.world_size(),
+            #[cfg(feature = "mpi")]
+            Engine::Mpi(world) => world.size(),
+        }
     }
 
     /// What this rank does, when it is asked for.
@@ -77,36 +135,53 @@ impl World {
     /// A communicator among `members` (ranks of the world, in order, this one included). Each of them asks
     /// for it with the same `purpose`; groups of another purpose, or of other members, do not disturb it.
     ///
+    /// MPI's wait for each other here; ranks in several groups ask for them in the same order.
+    ///
     /// # Errors
-    /// If the system has no thread left for it.
+    /// If the system has no thread left for it, or MPI does not make it in time.
     pub fn communicator(
         &self,
         purpose: &str,
         members: &[usize],
     ) -> Result<Box<dyn Communicator>, CommError> {
-        let Some(links) = self.links.as_ref().filter(|_| members.len() > 1) else {
-            return Ok(Box::new(OneRank));
-        };
         let id = group_id(purpose, members);
-        let group = Group::new(links.clone(), members.to_vec(), id, self.timeout);
-        let queue = Queue::traced(group, purpose, self.trace.clone())
-            .map_err(|error| CommError::Closed(format!("no thread for a group: {error}")))?;
-        Ok(Box::new(HostCommunicator::new(queue)))
+        match &self.engine {
+            _ if members.len() <= 1 => Ok(Box::new(OneRank)),
+            Engine::Alone => Ok(Box::new(OneRank)),
+            Engine::Links(links) => {
+                let group = Group::new(links.clone(), members.to_vec(), id, self.timeout);
+                let queue = Queue::traced(group, purpose, self.trace.clone()).map_err(|error| {
+                    CommError::Closed(format!("no thread for a group: {error}"))
+                })?;
+                Ok(Box::new(HostCommunicator::new(queue)))
+            }
+            #[cfg(feature = "mpi")]
+            Engine::Mpi(world) => {
+                let (name, trace) = (purpose.to_string(), self.trace.clone());
+                let options = GroupOptions { name, trace, timeout: self.timeout };
+                let group = world.group(id, members, options)?;
+                Ok(Box::new(HostCommunicator::new(group)))
+            }
+        }
     }
 
     /// Sets what is called, on a thread of its own, once the world has failed; at once, if it has. Every
     /// operation that is under way fails by itself; this is for a thread that waits for none. Never called in
-    /// a world of one, or of threads.
+    /// a world of one, or of threads, or of MPI, whose launcher watches the ranks.
     pub fn on_failure(&self, hook: FailureHook) {
-        if let Some(links) = &self.links {
+        if let Engine::Links(links) = &self.engine {
             links.on_failure(hook);
         }
     }
 
-    /// Tells the other ranks that this one gives up, and why.
+    /// Tells the other ranks that this one gives up, and why; with MPI, they learn of it when this process
+    /// ends.
     pub fn abort(&self, reason: &str) {
-        if let Some(links) = &self.links {
-            links.abort(reason);
+        match &self.engine {
+            Engine::Alone => {}
+            Engine::Links(links) => links.abort(reason),
+            #[cfg(feature = "mpi")]
+            Engine::Mpi(world) => world.abort(reason),
         }
     }
 
@@ -115,7 +190,12 @@ impl World {
     /// # Errors
     /// If a rank is lost, or does not call it in time.
     pub fn close(&self) -> Result<(), CommError> {
-        self.links.as_ref().map_or(Ok(()), |links| links.close())
+        match &self.engine {
+            Engine::Alone => Ok(()),
+            Engine::Links(links) => links.close(),
+            #[cfg(feature = "mpi")]
+            Engine::Mpi(world) => world.close(),
+        }
     }
 }
 

@@ -70,6 +70,26 @@ pub enum CommError {
         /// What this rank was doing.
         call: Option<Call>,
     },
+    /// MPI reports an error.
+    #[error("MPI fails in {}: {cause}", during(.call))]
+    Mpi {
+        /// What it says.
+        cause: String,
+        /// What this rank was doing.
+        call: Option<Call>,
+    },
+    /// A collective of MPI was not done in time. MPI does not say which rank is to blame.
+    #[error(
+        "{call}: not done within {} s among {size} ranks: one of them is lost or late, and MPI does not say which", .after.as_secs_f64()
+    )]
+    Unfinished {
+        /// What this rank was doing.
+        call: Call,
+        /// How long this rank waited.
+        after: Duration,
+        /// Ranks in the group.
+        size: usize,
+    },
     /// A rank that the group does not have, or this rank itself.
     #[error("rank {rank} is no peer in a group of {size} ranks")]
     NoSuchRank {
