@@ -78,6 +78,9 @@ pub enum CollectiveKind {
     Local,
     /// Processes
     Tcp,
+    /// Processes that mpirun has started, by MPI itself
+    #[cfg(feature = "mpi")]
+    Mpi,
 }
 
 /// Options of `bench collective`.

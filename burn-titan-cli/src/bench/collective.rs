@@ -1,8 +1,9 @@
 //! `bench collective`: how fast ranks of this host exchange f32 tensors.
 //!
 //! `local`: the ranks are threads. `tcp`: they are processes, which this one starts: each runs the same
-//! command, finds in its environment which rank it is, and measures; rank 0 prints. A rate is the bytes of the
-//! whole tensor over the time until this rank has the result.
+//! command, finds in its environment which rank it is, and measures; rank 0 prints. `mpi`: as `tcp`, but mpirun
+//! starts them, and MPI exchanges. A rate is the bytes of the whole tensor over the time until this rank has the
+//! result.
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
@@ -25,21 +26,45 @@ const WARM_UP: usize = 3;
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 pub fn run(arguments: &CollectiveArguments) -> Result<(), TrainError> {
+    #[cfg(feature = "mpi")]
+    if arguments.communicator == CollectiveKind::Mpi {
+        return mpi(arguments);
+    }
     if arguments.communicator == CollectiveKind::Local || arguments.ranks == 1 {
         return local(arguments);
     }
     let flags = Flags { ranks: Some(arguments.ranks), ..Flags::default() };
     match launch::read(&flags, &Variables::of_process())? {
         Place::Host(host) => crate::ranks::run(&host),
+        Place::Rank(launch) => one_of_many("tcp", &World::join(&launch, &options())?, arguments),
+    }
+}
+
+/// One of the ranks that mpirun has started.
+#[cfg(feature = "mpi")]
+fn mpi(arguments: &CollectiveArguments) -> Result<(), TrainError> {
+    match launch::read(&Flags::default(), &Variables::of_process())? {
+        Place::Host(host) => crate::ranks::run(&host),
         Place::Rank(launch) => {
-            let options =
-                WorldOptions { timeout: TIMEOUT, join_timeout: TIMEOUT, ..WorldOptions::default() };
-            let world = World::join(&launch, &options)?;
-            let rows = measure(&world, arguments)?;
-            world.close()?;
-            if launch.rank == 0 { print("tcp", arguments, &rows) } else { Ok(()) }
+            one_of_many("mpi", &World::over_mpi(&launch, &options())?, arguments)
         }
     }
+}
+
+fn options() -> WorldOptions {
+    WorldOptions { timeout: TIMEOUT, join_timeout: TIMEOUT, ..WorldOptions::default() }
+}
+
+/// Measures as one of the processes of a world.
+fn one_of_many(
+    communicator: &str,
+    world: &World,
+    arguments: &CollectiveArguments,
+) -> Result<(), TrainError> {
+    let rows = measure(world, arguments)?;
+    world.close()?;
+    let ranks = world.size();
+    if world.rank() == 0 { print(communicator, ranks, arguments, &rows) } else { Ok(()) }
 }
 
 fn local(arguments: &CollectiveArguments) -> Result<(), TrainError> {
@@ -51,7 +76,7 @@ fn local(arguments: &CollectiveArguments) -> Result<(), TrainError> {
             .map(|rank| rank.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         results.collect::<Result<Vec<_>, _>>()
     })?;
-    print("local", arguments, &rows[0])
+    print("local", arguments.ranks, arguments, &rows[0])
 }
 
 struct Row {
@@ -107,11 +132,12 @@ fn measure(world: &World, arguments: &CollectiveArguments) -> Result<Vec<Row>, T
 
 fn print(
     communicator: &str,
+    ranks: usize,
     arguments: &CollectiveArguments,
     rows: &[Row],
 ) -> Result<(), TrainError> {
     let rate = |row: &Row| row.bytes as f64 / row.timing.median / 1e9;
-    output::line(&format!("{communicator}, {} ranks on this host, f32", arguments.ranks))?;
+    output::line(&format!("{communicator}, {ranks} ranks on this host, f32"))?;
     let header = ["operation", "bytes", "median us", "best us", "GB/s"].map(str::to_owned);
     let mut lines = vec![header.to_vec()];
     lines.extend(rows.iter().map(|row| {
@@ -139,7 +165,7 @@ fn print(
         &json!({
             "subject": "collective",
             "communicator": communicator,
-            "ranks": arguments.ranks,
+            "ranks": ranks,
             "rows": rows.iter().map(json).collect::<Vec<_>>(),
         }),
     )
