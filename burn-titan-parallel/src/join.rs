@@ -254,7 +254,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::host::{Element, Group, Links, Queue, Reduction};
+    use crate::host::{Element, Exchange, Group, Links, Queue, Reduction};
     use crate::launch::local::free_port;
     use crate::launch::{Family, Source};
 

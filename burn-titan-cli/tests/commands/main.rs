@@ -7,6 +7,8 @@ mod folders;
 mod generate;
 mod limits;
 mod models;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod processes;
 mod ranks;
 mod sandbox;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use burn_titan_parallel::host::tcp::JoinError;
-use burn_titan_parallel::launch::Launch;
+use burn_titan_parallel::launch::{Family, Launch};
 use burn_titan_parallel::{World, WorldOptions};
 
 use super::TrainError;
@@ -14,14 +14,20 @@ use crate::config::{CommBackend, Config};
 /// # Errors
 /// If they do not come together in time, and which; or if the launcher's environment lacks something.
 pub fn join(config: &Config, launch: &Launch) -> Result<World, TrainError> {
-    match config.comm.backend {
-        CommBackend::Auto | CommBackend::Tcp => Ok(World::join(launch, &options(config)?)?),
-        // Checked configs do not ask for them.
-        lacking @ (CommBackend::Mpi | CommBackend::Nccl) => {
-            let name = lacking.name();
-            Err(JoinError::Config(format!("comm.backend: this build has no `{name}`")).into())
+    let options = options(config)?;
+    let by_mpi = launch.source.family == Family::Mpi && CommBackend::Mpi.is_built();
+    let world = match config.comm.backend {
+        _ if launch.world_size == 1 => World::alone(),
+        CommBackend::Mpi => World::over_mpi(launch, &options)?,
+        CommBackend::Auto if by_mpi => World::over_mpi(launch, &options)?,
+        CommBackend::Auto | CommBackend::Tcp => World::join(launch, &options)?,
+        // Checked configs do not ask for it.
+        CommBackend::Nccl => {
+            let lacking = "comm.backend: this build has no `nccl`";
+            return Err(JoinError::Config(lacking.into()).into());
         }
-    }
+    };
+    Ok(world)
 }
 
 fn options(config: &Config) -> Result<WorldOptions, JoinError> {

@@ -10,7 +10,7 @@ pub struct CommConfig {
     /// What carries the tensors between processes. With `--simulate` they stay within one.
     pub backend: CommBackend,
     /// A rank that is lost, or does not answer for so long, ends the run, in seconds. Longer than anything
-    /// that one rank does while the others wait for it, such as to write a checkpoint.
+    /// that one rank does while the others wait for it; for checkpoints they wait longer.
     #[schemars(range(min = 1, max = 86400))]
     pub timeout_seconds: u64,
     /// How long ranks wait for each other at the start, in seconds.
@@ -37,7 +37,7 @@ impl Default for CommConfig {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CommBackend {
-    /// `tcp`.
+    /// `mpi` where mpirun has started the ranks and the build has it, else `tcp`.
     #[default]
     Auto,
     /// burn-titan's own: TCP between hosts, shared memory within one.
@@ -63,7 +63,8 @@ impl CommBackend {
     pub fn is_built(self) -> bool {
         match self {
             Self::Auto | Self::Tcp => true,
-            Self::Mpi | Self::Nccl => false,
+            Self::Mpi => burn_titan_parallel::mpi::BUILT,
+            Self::Nccl => false,
         }
     }
 }

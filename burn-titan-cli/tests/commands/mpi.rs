@@ -1,0 +1,41 @@
+//! Training by ranks that mpirun starts, over MPI.
+
+use std::process::Command;
+
+use burn_titan_core::metrics::read_metrics;
+
+use crate::sandbox::Sandbox;
+
+fn curve(sandbox: &Sandbox) -> Vec<(f64, f64)> {
+    let rows = read_metrics(&sandbox.path("out/metrics.jsonl")).unwrap_or_default();
+    rows.iter().map(|m| (m.loss, m.grad_norm)).collect()
+}
+
+/// MPI adds in an order of its own.
+#[test]
+fn mpirun_trains_as_threads_do() {
+    let words = ["train", "run.yaml", "training.steps=10", "training.local_batch_size=1"];
+    let threads = Sandbox::new();
+    threads.succeed(&[&words[..], &["--simulate", "4"]].concat());
+    let reference = curve(&threads);
+    for backend in ["auto", "mpi", "tcp"] {
+        let sandbox = Sandbox::new();
+        let mut command = Command::new("mpirun");
+        // Where the tests run as root that is a container; and there are more ranks than cores.
+        command.args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "4"]);
+        command.arg(env!("CARGO_BIN_EXE_burn-titan")).args(words);
+        command.arg(format!("comm.backend={backend}")).current_dir(sandbox.path(""));
+        // For `tcp`; MPI trusts whom it starts.
+        command.env("BURN_TITAN_TOKEN", "of this test");
+        let output = command.output().expect("mpirun, of the package openmpi-bin");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{backend}: {stderr}");
+        let found = curve(&sandbox);
+        assert_eq!(found.len(), 10);
+        for (a, b) in reference.iter().zip(&found) {
+            let close = |a: f64, b: f64| ((a - b) / a).abs() < 1e-5;
+            assert!(close(a.0, b.0) && close(a.1, b.1), "{backend}: {reference:?} {found:?}");
+        }
+        assert!(sandbox.path("out/checkpoint/step-00000010/index.json").is_file());
+    }
+}
