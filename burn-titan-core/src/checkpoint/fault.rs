@@ -141,11 +141,18 @@ impl State {
                 Unsynced::Data(path) if path.exists() => {
                     OpenOptions::new().write(true).truncate(true).open(path).unwrap();
                 }
-                Unsynced::Name(path) if path.is_dir() => fs::remove_dir_all(path).unwrap(),
+                Unsynced::Name(path) if path.is_dir() => delete(&path),
                 Unsynced::Name(path) if path.exists() => fs::remove_file(path).unwrap(),
                 Unsynced::Rename { from, to } if to.exists() => fs::rename(to, from).unwrap(),
                 _ => {}
             }
         }
+    }
+}
+
+/// Deletes a folder in which another rank may be at its last change.
+fn delete(folder: &Path) {
+    while let Err(error) = fs::remove_dir_all(folder) {
+        assert_eq!(error.kind(), io::ErrorKind::DirectoryNotEmpty, "{error}");
     }
 }

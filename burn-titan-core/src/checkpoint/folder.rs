@@ -19,8 +19,7 @@ pub(super) struct Begun {
     partial: PathBuf,
     /// What it will be called.
     path: PathBuf,
-    /// `None` where the file system has no locks.
-    _lock: Option<File>,
+    _lock: FolderLock,
 }
 
 impl Begun {
@@ -29,7 +28,7 @@ impl Begun {
     pub(super) fn new(folder: &Path, step: u64) -> Result<Self, CheckpointError> {
         create(folder)?;
         let lock = lock(folder)?;
-        clear_leftovers(folder, lock.is_some())?;
+        clear_leftovers(folder, lock.0.is_some())?;
         let path = folder.join(step_folder_name(step));
         let partial = aside(&path, Aside::Partial);
         create_folder(&partial, false)?;
@@ -113,13 +112,26 @@ fn create(folder: &Path) -> Result<(), FileError> {
     }
 }
 
-/// Takes the folder's lock; it is released when the file is closed, also by the death of the
-/// process. `None` where the file system has no locks.
-fn lock(folder: &Path) -> Result<Option<File>, CheckpointError> {
+/// The lock of a folder, until this is dropped, also by the death of the process; `None` where the file
+/// system has no locks.
+#[derive(Debug)]
+struct FolderLock(Option<File>);
+
+impl Drop for FolderLock {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a process that another thread is starting has it open for a
+        // moment, and would hold the lock as long.
+        if let Some(file) = &self.0 {
+            let _ = file.unlock();
+        }
+    }
+}
+
+fn lock(folder: &Path) -> Result<FolderLock, CheckpointError> {
     match lock_file(&folder.join(LOCK_FILE))? {
-        Lock::Held(file) => Ok(Some(file)),
+        Lock::Held(file) => Ok(FolderLock(Some(file))),
         Lock::Busy => Err(CheckpointError::Busy { folder: folder.to_path_buf() }),
-        Lock::Unsupported => Ok(None),
+        Lock::Unsupported => Ok(FolderLock(None)),
     }
 }
 
