@@ -255,6 +255,7 @@ fn name(choice: &impl serde::Serialize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::ExchangeError;
 
     #[test]
     fn faults_of_the_run_are_told_from_those_of_the_input() {
@@ -279,5 +280,7 @@ mod tests {
             TrainError::PastEnd { checkpoint: String::new(), step: 2, steps: 1 },
         ];
         assert!(twos.iter().all(|error| error.exit_code() == 2));
+        let lost = CheckpointError::Exchange(ExchangeError::new("rank 1 is lost"));
+        assert_eq!(TrainError::Save(lost).exit_code(), 138);
     }
 }

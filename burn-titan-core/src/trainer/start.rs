@@ -65,11 +65,11 @@ impl Trainer {
         )?;
         let tokenizer = state::tokenizer_of(&config)?;
         let mut optimizer = Optimizer::new(&config.optimizer, &specs)?;
-        let mut resumed = match &resume {
+        let resumed = match &resume {
             Some(folder) => Some(state::load(folder, &model, &mut optimizer, &groups, &home)?),
             None => None,
         };
-        if let Some(resumed) = &mut resumed
+        if let Some(resumed) = &resumed
             && resumed.is_complete(&config)?
         {
             return Ok(None);

@@ -11,7 +11,9 @@ use serde_json::Value;
 
 use super::TrainError;
 use super::prepare::first_difference;
-use crate::checkpoint::{self, CheckpointContent, CheckpointError, DeferredTensor, Layout, Saver};
+use crate::checkpoint::{
+    self, Checkpoint, CheckpointContent, CheckpointError, DeferredTensor, Layout, Saver,
+};
 use crate::config::{Config, parse_resolved, to_yaml};
 use crate::data::{Cursor, TokenizerError};
 use crate::executor::{Executor, Groups, Parameter, ParameterStore, Sharding, on_host, region_of};
@@ -95,8 +97,7 @@ pub(super) struct Resumed {
     pub(super) state: TrainState,
     /// The config of that run; `None` if it is of another version.
     config: Option<Config>,
-    /// Whether a run can continue from it.
-    resumable: Result<(), CheckpointError>,
+    checkpoint: Checkpoint,
 }
 
 impl Resumed {
@@ -104,14 +105,14 @@ impl Resumed {
     ///
     /// # Errors
     /// Where it is past the end that `config` asks for, or before it, but cannot be continued.
-    pub(super) fn is_complete(&mut self, config: &Config) -> Result<bool, TrainError> {
+    pub(super) fn is_complete(&self, config: &Config) -> Result<bool, TrainError> {
         let (step, steps) = (self.state.step, config.training.steps as u64);
         if step > steps {
             let checkpoint = self.folder.display().to_string();
             return Err(TrainError::PastEnd { checkpoint, step, steps });
         }
         if step < steps {
-            std::mem::replace(&mut self.resumable, Ok(()))?;
+            self.checkpoint.require_resumable()?;
         }
         Ok(step == steps)
     }
@@ -165,6 +166,5 @@ pub(super) fn load(
     };
     optimizer.restore(state.updates, parameters.layout(), device, has, read)?;
     let config = parse_resolved(&checkpoint.config_yaml()?).ok();
-    let resumable = checkpoint.require_resumable();
-    Ok(Resumed { folder: folder.to_path_buf(), parameters, state, config, resumable })
+    Ok(Resumed { folder: folder.to_path_buf(), parameters, state, config, checkpoint })
 }
