@@ -86,15 +86,15 @@ impl Groups {
         Ok(self.all(&[high, low], device)?.into_iter().map(f64::from).sum())
     }
 
-    /// What the first of all ranks says.
+    /// What one of all ranks says.
     ///
     /// # Errors
     /// If the exchange fails.
-    pub fn told_by_first(&self, text: &str, device: &Device) -> Result<String, CommError> {
+    pub fn told_by(&self, rank: usize, text: &str, device: &Device) -> Result<String, CommError> {
         if !self.several() {
             return Ok(text.into());
         }
-        let length = if self.data.rank() == 0 { text.len() as i32 } else { 0 };
+        let length = if self.data.rank() == rank { text.len() as i32 } else { 0 };
         let length = self.largest(length, device)? as usize;
         if length == 0 {
             return Ok(String::new());
@@ -102,7 +102,7 @@ impl Groups {
         // Not every device stores bytes.
         let mut bytes: Vec<i32> = text.bytes().map(i32::from).collect();
         bytes.resize(length, 0);
-        let said = self.data.broadcast(integers(&bytes, device).into(), 0).wait()?.int();
+        let said = self.data.broadcast(integers(&bytes, device).into(), rank).wait()?.int();
         let bytes: Vec<u8> = host_integers(said).into_iter().map(|byte| byte as u8).collect();
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }

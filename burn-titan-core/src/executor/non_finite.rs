@@ -12,11 +12,11 @@ use crate::model::{Context, Stream, Unit};
 pub enum NonFinite {
     /// The loss of a micro-batch.
     #[error(
-        "the loss of micro-batch {micro} of data-parallel rank {rank} is not finite; the first unit whose output is not is `{unit}`"
+        "the loss of micro-batch {micro}{} is not finite; the first unit whose output is not is `{unit}`", .rank.map_or(String::new(), |rank| format!(" of data-parallel rank {rank}"))
     )]
     Loss {
-        /// The rank among those that read different samples.
-        rank: usize,
+        /// The rank among those that read different samples, where there are several.
+        rank: Option<usize>,
         /// The micro-batch, from 0.
         micro: usize,
         /// The first unit, in the order of the forward, whose output is not finite.
@@ -50,7 +50,9 @@ impl NonFinite {
     /// The micro-batch, where it is known.
     pub fn micro_batch(&self) -> Option<MicroBatch> {
         match self {
-            Self::Loss { rank, micro, .. } => Some(MicroBatch { rank: *rank, micro: *micro }),
+            Self::Loss { rank, micro, .. } => {
+                Some(MicroBatch { rank: rank.unwrap_or(0), micro: *micro })
+            }
             Self::Gradient { .. } | Self::Norm => None,
         }
     }
@@ -86,6 +88,7 @@ impl Machine<'_> {
         let number = broken.map_or(-1, |number| number as i32);
         let number = self.groups.largest(number, self.device)?.max(0) as usize;
         let unit = units.get(number).map_or("", |unit| unit.name());
+        let rank = self.groups.several().then_some(rank);
         Ok(NonFinite::Loss { rank, micro, unit: unit.into() })
     }
 

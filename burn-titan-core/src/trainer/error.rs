@@ -203,7 +203,8 @@ pub struct NonFiniteStep {
 }
 
 impl NonFiniteStep {
-    pub(super) fn new(step: u64, batches: &[Batch], cause: NonFinite) -> Self {
+    /// The documents of batches, shortened.
+    pub(super) fn documents_of(batches: &[Batch]) -> String {
         const SHOWN: usize = 8;
         let mut names: Vec<String> =
             batches.iter().flat_map(|b| &b.documents).map(ToString::to_string).collect();
@@ -214,7 +215,7 @@ impl NonFiniteStep {
         if more > 0 {
             documents += &format!(" and {more} more");
         }
-        Self { step, cause, documents }
+        documents
     }
 }
 

@@ -29,7 +29,7 @@ pub use stop::stop_flag;
 use crate::checkpoint::{CheckpointError, Lock, Saver};
 use crate::config::{ComputeDtype, Config, DeviceKind, OnNonFinite};
 use crate::data::{Batch, Cursor, Loader, LoaderOptions, StreamOptions};
-use crate::executor::{Executor, StepError, StepRule};
+use crate::executor::{Executor, MicroBatch, StepError, StepRule};
 use crate::lr_schedule;
 use crate::metrics::StepMetrics;
 use crate::model::{Context, HeadOutput, Registry, Stream};
@@ -208,15 +208,15 @@ impl Trainer {
         let (loss, grad_norm) = match result {
             Ok(outcome) => (outcome.loss, outcome.grad_norm),
             Err(StepError::Communication(error)) => return Err(error.into()),
-            Err(StepError::NonFinite(error)) => {
-                let blamed = match error.micro_batch() {
-                    None => &batches[..],
-                    Some(place) if place.rank == self.data.rank => {
-                        &batches[place.micro..=place.micro]
+            Err(StepError::NonFinite(cause)) => {
+                let documents = match cause.micro_batch() {
+                    None => NonFiniteStep::documents_of(&batches),
+                    Some(MicroBatch { rank, micro }) => {
+                        let own = NonFiniteStep::documents_of(&batches[micro..=micro]);
+                        self.executor.groups().told_by(rank, &own, self.executor.device())?
                     }
-                    Some(_) => &[],
                 };
-                let broken = NonFiniteStep::new(self.step, blamed, error);
+                let broken = NonFiniteStep { step: self.step, cause, documents };
                 if training.on_non_finite == OnNonFinite::Stop {
                     return Err(TrainError::NonFinite(broken));
                 }

@@ -133,3 +133,23 @@ fn a_huge_learning_rate_stops_early() {
     ));
     assert_eq!(run.curve().len(), 1);
 }
+
+/// All ranks learn which of them broke, and where.
+#[test]
+fn ranks_tell_each_other_what_broke() {
+    let words = ["training.local_batch_size=1"];
+    for (from, words) in [(2, &words[..]), (1, &["training.local_batch_size=2"])] {
+        let run = poisoned(f32::NAN);
+        let error = run.try_simulate(from, words).expect_err("it cannot go on").to_string();
+        let rank = if from == 2 { " of data-parallel rank 1" } else { "" };
+        let told =
+            format!("step 4: the loss of micro-batch 0{rank} is not finite; the first unit whose");
+        assert!(error.starts_with(&told), "{error}");
+        assert!(error.contains("tokens.bin: token 119"), "{error}");
+        let skipped = poisoned(f32::NAN);
+        skipped.simulate(from, &[words, &["training.on_non_finite=skip"]].concat());
+        let finite: Vec<bool> = skipped.metrics().iter().map(|m| m.loss.is_finite()).collect();
+        assert_eq!(finite.iter().filter(|finite| !**finite).count(), 1, "{finite:?}");
+        assert!(!finite[3]);
+    }
+}
