@@ -45,6 +45,7 @@ mod save;
 mod saver;
 mod tensor;
 mod tensor_file;
+mod tensor_spool;
 #[cfg(test)]
 mod tests;
 mod tiling;
@@ -65,4 +66,5 @@ pub use save::{CheckpointContent, save, save_among};
 pub use saver::Saver;
 pub use tensor::{HostDtype, HostTensor, TensorError};
 pub use tensor_file::{TensorFile, TensorFileError, TensorView, write_tensor_file};
+pub(crate) use tensor_spool::TensorSpool;
 pub use writers::{ExchangeError, OneWriter, Writers};

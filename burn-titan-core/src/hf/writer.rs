@@ -1,4 +1,4 @@
-//! Writing a Hugging Face folder, one shard at a time.
+//! Writing a Hugging Face folder, one tensor at a time.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::{CONFIG_FILE, HfError, WEIGHTS_FILE, WEIGHTS_INDEX_FILE};
-use crate::checkpoint::{FileError, HostTensor, sync_folder, write_file, write_tensor_file};
+use crate::checkpoint::{FileError, HostTensor, TensorSpool, sync_folder, write_file};
 
 /// Largest shard that is written, in bytes, unless a single tensor is larger: what `transformers`
 /// takes as well.
@@ -16,15 +16,18 @@ pub const DEFAULT_MAX_SHARD_BYTES: u64 = 5_000_000_000;
 /// Header entry that tells `transformers` the tensors are those of a PyTorch model.
 const METADATA: [(&str, &str); 1] = [("format", "pt")];
 
-/// Writes a Hugging Face folder. At most one shard is held in memory; the folder gets its name when
+/// The tensors of the shard that is not written yet.
+const SPOOL_FILE: &str = "tensors.partial";
+
+/// Writes a Hugging Face folder. No tensor is held in memory; the folder gets its name when
 /// all is written, and is deleted where the writer is dropped before.
 #[derive(Debug)]
 pub struct HfWriter {
     path: PathBuf,
     partial: PathBuf,
     max_shard_bytes: u64,
-    pending: Vec<HostTensor>,
-    pending_bytes: u64,
+    /// `None` once all is written.
+    pending: Option<TensorSpool>,
     total_bytes: u64,
     /// The shard of each tensor, counted from 0.
     shards: BTreeMap<String, usize>,
@@ -54,17 +57,17 @@ impl HfWriter {
         }
         fs::create_dir_all(&partial)
             .map_err(|error| FileError::new(&partial, "create the folder", error))?;
-        let writer = Self {
+        let mut writer = Self {
             path,
             partial,
             max_shard_bytes,
-            pending: vec![],
-            pending_bytes: 0,
+            pending: None,
             total_bytes: 0,
             shards: BTreeMap::new(),
             shard_count: 0,
             finished: false,
         };
+        writer.pending = Some(TensorSpool::create(&writer.partial.join(SPOOL_FILE))?);
         writer.add_file(CONFIG_FILE, format!("{config:#}\n").as_bytes())?;
         Ok(writer)
     }
@@ -84,16 +87,19 @@ impl HfWriter {
     /// [`HfError::DuplicateTensor`], or what the disk refuses.
     pub fn write(&mut self, tensor: HostTensor) -> Result<(), HfError> {
         let bytes = tensor.data().len() as u64;
-        if !self.pending.is_empty() && self.pending_bytes + bytes > self.max_shard_bytes {
+        let limit = self.max_shard_bytes;
+        let is_full = |spool: &TensorSpool| !spool.is_empty() && spool.bytes() + bytes > limit;
+        if self.pending.as_ref().is_some_and(is_full) {
             self.write_shard()?;
         }
         let name = tensor.name().to_string();
         if self.shards.insert(name.clone(), self.shard_count).is_some() {
             return Err(HfError::DuplicateTensor { path: self.path.clone(), name, other: None });
         }
-        self.pending_bytes += bytes;
         self.total_bytes += bytes;
-        self.pending.push(tensor);
+        if let Some(pending) = &mut self.pending {
+            pending.push(&tensor)?;
+        }
         Ok(())
     }
 
@@ -102,9 +108,11 @@ impl HfWriter {
     /// # Errors
     /// What the disk refuses; nothing is left behind then.
     pub fn finish(mut self) -> Result<(), HfError> {
-        if !self.pending.is_empty() || self.shard_count == 0 {
+        if self.pending.as_ref().is_some_and(|pending| !pending.is_empty()) || self.shard_count == 0
+        {
             self.write_shard()?;
         }
+        self.pending = None;
         for number in 0..self.shard_count {
             let name = self.partial.join(shard_name(number, self.shard_count));
             let unnumbered = self.partial.join(unnumbered_name(number));
@@ -126,9 +134,9 @@ impl HfWriter {
 
     fn write_shard(&mut self) -> Result<(), HfError> {
         let path = self.partial.join(unnumbered_name(self.shard_count));
-        write_tensor_file(&path, &self.pending, &METADATA)?;
-        self.pending.clear();
-        self.pending_bytes = 0;
+        if let Some(pending) = &mut self.pending {
+            pending.write_tensor_file(&path, &METADATA)?;
+        }
         self.shard_count += 1;
         Ok(())
     }
