@@ -4,11 +4,15 @@ use std::collections::HashMap;
 
 use burn::tensor::{DType, Device, Tensor};
 use burn_titan_kernels::{pack, unpack};
+use burn_titan_parallel::communicator::{all_gather_quantized, reduce_scatter_quantized};
 use burn_titan_parallel::{CommError, Work};
 
 use super::layout::UnitLayout;
 use super::{GradientStore, Machine, ParameterStore};
 use crate::model::ParameterSpec;
+
+/// Elements that share a scale where they travel as int8.
+const BLOCK: usize = 256;
 
 /// A unit's full parameters on their way here; nothing where this rank holds them.
 pub(super) struct Gathering {
@@ -33,23 +37,32 @@ pub(super) enum Reducing {
 impl Machine<'_> {
     /// Begins to gather a unit's parameters in the compute dtype.
     pub(super) fn gather(&self, unit: usize, parameters: &ParameterStore) -> Gathering {
-        let shard = &*self.groups.shard;
         let layout = parameters.layout().unit(unit);
-        if shard.size() == 1 {
+        if self.groups.shard.size() == 1 {
             return Gathering { owned: None, tied: vec![] };
         }
         let owned = (layout.bucket.elements() > 0).then(|| {
             let lengths = layout.bucket.shard_lengths();
             let pieces = layout.owned.iter().filter_map(|spec| parameters.get(&spec.name));
             let pieces: Vec<Tensor<1>> = pieces.map(|piece| piece.value()).collect();
-            shard.all_gather_floats(self.packed(&pieces, lengths[shard.rank()]), &lengths)
+            self.gather_pieces(&pieces, &lengths)
         });
         let tied = layout.tied.iter().map(|spec| {
             let lengths = parameters.layout().piece_lengths(&spec.name);
             let piece: Vec<_> = parameters.get(&spec.name).map(|p| p.value()).into_iter().collect();
-            shard.all_gather_floats(self.packed(&piece, lengths[shard.rank()]), &lengths)
+            self.gather_pieces(&piece, &lengths)
         });
         Gathering { owned, tied: tied.collect() }
+    }
+
+    /// Begins to gather what the ranks have each of a bucket, of which these pieces are here.
+    fn gather_pieces(&self, pieces: &[Tensor<1>], lengths: &[usize]) -> Work<Tensor<1>> {
+        let shard = &*self.groups.shard;
+        let packed = self.packed(pieces, lengths[shard.rank()]);
+        if self.quantize.parameters() && fills(lengths) {
+            return all_gather_quantized(shard, packed, lengths, BLOCK);
+        }
+        shard.all_gather_floats(packed, lengths)
     }
 
     /// Tensors in one piece, in the compute dtype.
@@ -111,9 +124,15 @@ impl Machine<'_> {
         };
         let gradients: Vec<Tensor<1>> =
             gradients.into_iter().zip(&layout.owned).map(or_zeros).collect();
-        let bucket = moved(pack(&gradients, self.reduce, elements), parameters.device());
-        let lengths = layout.bucket.shard_lengths();
-        Reducing::Summing { work: self.groups.shard.reduce_scatter_sum(bucket, &lengths), present }
+        let (shard, lengths) = (&*self.groups.shard, layout.bucket.shard_lengths());
+        let quantized = self.quantize.gradients() && shard.size() > 1 && fills(&lengths);
+        let dtype = if quantized { DType::F32 } else { self.reduce };
+        let bucket = moved(pack(&gradients, dtype, elements), parameters.device());
+        let work = match quantized {
+            true => reduce_scatter_quantized(shard, bucket, &lengths, BLOCK),
+            false => shard.reduce_scatter_sum(bucket, &lengths),
+        };
+        Reducing::Summing { work, present }
     }
 
     /// Waits for the sum over the ranks that share the parameters and begins the one over the copies.
@@ -158,6 +177,11 @@ impl Machine<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether every rank has a part.
+fn fills(lengths: &[usize]) -> bool {
+    lengths.iter().all(|length| *length > 0)
 }
 
 /// A tensor on a device, with its dtype.

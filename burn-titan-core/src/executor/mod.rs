@@ -22,6 +22,7 @@ pub use parameters::{GradientStore, Parameter, ParameterStore};
 pub(crate) use parameters::{on_device, on_host, region_of};
 use pass::Pass;
 
+use crate::config::Quantize;
 use crate::model::{Context, Model, Stream};
 use crate::optim::{Optimizer, clip_factor};
 
@@ -61,11 +62,14 @@ pub struct Precision {
     pub compute: DType,
     /// In which gradients are summed over ranks.
     pub reduce: DType,
+    /// What travels as int8 between the ranks that share the parameters.
+    pub quantize: Quantize,
 }
 
 impl Precision {
     /// Everything in f32.
-    pub const F32: Self = Self { compute: DType::F32, reduce: DType::F32 };
+    pub const F32: Self =
+        Self { compute: DType::F32, reduce: DType::F32, quantize: Quantize::None };
 }
 
 /// A model on a device: its units, and this rank's pieces of its parameters.
@@ -125,8 +129,8 @@ impl Executor {
         rule: StepRule,
     ) -> Result<StepOutcome, StepError> {
         let Self { model, parameters, device, precision, groups } = self;
-        let Precision { compute, reduce } = *precision;
-        let machine = Machine { model, device, compute, reduce, groups };
+        let Precision { compute, reduce, quantize } = *precision;
+        let machine = Machine { model, device, compute, reduce, quantize, groups };
         let mut pass = Pass::new(machine, contexts, valid_tokens);
         let mut outcome = StepOutcome { loss: 0.0, grad_norm: 0.0 };
         for action in &program.actions {
@@ -193,6 +197,7 @@ impl Executor {
             device: &self.device,
             compute: self.precision.compute,
             reduce: self.precision.reduce,
+            quantize: self.precision.quantize,
             groups: &self.groups,
         }
     }
@@ -205,6 +210,7 @@ struct Machine<'a> {
     device: &'a Device,
     compute: DType,
     reduce: DType,
+    quantize: Quantize,
     groups: &'a Groups,
 }
 

@@ -155,7 +155,8 @@ fn precision(config: &Config) -> Precision {
         ReduceDtype::Float32 => burn::tensor::DType::F32,
         ReduceDtype::Bfloat16 => burn::tensor::DType::BF16,
     };
-    Precision { compute: compute_dtype(config.precision.compute), reduce }
+    let compute = compute_dtype(config.precision.compute);
+    Precision { compute, reduce, quantize: config.comm.quantize }
 }
 
 /// How a step of this config is spread over the ranks of a mesh.

@@ -110,3 +110,31 @@ fn muon() {
         assert_close(&format!("muon, {ranks} ranks"), &Reached::by(&one), &Reached::by(&run));
     }
 }
+
+/// Fewer bytes between ranks: near the numbers of one rank, and not on them.
+#[test]
+fn rounded_exchanges() {
+    let common =
+        ["training.local_batch_size=1", "training.global_batch_size=3", "optimizer.lr=3e-3"];
+    let one = Run::new(SMALL);
+    one.train(&common);
+    let first = one.losses()[0] - one.losses()[19];
+    assert!(first > 0.3, "it learns: {first}");
+    for (words, bound) in [
+        ("precision.reduce=bfloat16", 2e-3),
+        ("comm.quantize=gradients", 5e-2),
+        ("comm.quantize=parameters", 5e-2),
+        ("comm.quantize=all", 5e-2),
+    ] {
+        let runs = [(); 2].map(|()| {
+            let run = Run::new(SMALL);
+            run.simulate(3, &[&common[..], &[words]].concat());
+            run
+        });
+        assert_eq!(runs[0].curve(), runs[1].curve(), "{words}: run to run");
+        let pairs = one.losses().into_iter().zip(runs[0].losses());
+        let worst = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        println!("{words}: {worst:.1e}");
+        assert!(worst > 0.0 && worst < bound, "{words}: {worst}");
+    }
+}

@@ -20,6 +20,36 @@ pub struct CommConfig {
     /// with `--ranks`; else on rank 0 the address that the rendezvous names, and on the others the one that
     /// leads to it. `0.0.0.0` is every IPv4 interface, `::` every interface.
     pub listen_address: Option<String>,
+    /// What travels as int8 blocks of 256 elements with one scale each (ZeRO++), a quarter of the bytes of
+    /// `float32`; an element is off by at most 1/254 of the largest of its block.
+    pub quantize: Quantize,
+}
+
+/// What of a step travels as int8.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Quantize {
+    /// Nothing: ranks compute with the very parameters.
+    #[default]
+    None,
+    /// Parameters that are gathered from the ranks that share them.
+    Parameters,
+    /// Gradients that are reduced to the ranks that share the parameters.
+    Gradients,
+    /// Both.
+    All,
+}
+
+impl Quantize {
+    /// Whether parameters do.
+    pub fn parameters(self) -> bool {
+        matches!(self, Self::Parameters | Self::All)
+    }
+
+    /// Whether gradients do.
+    pub fn gradients(self) -> bool {
+        matches!(self, Self::Gradients | Self::All)
+    }
 }
 
 impl Default for CommConfig {
@@ -29,6 +59,7 @@ impl Default for CommConfig {
             timeout_seconds: 300,
             join_timeout_seconds: 300,
             listen_address: None,
+            quantize: Quantize::default(),
         }
     }
 }
