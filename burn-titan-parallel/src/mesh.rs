@@ -179,8 +179,7 @@ impl Mesh {
 
     /// The ranks that differ from `rank` only along `axis`, in order, itself included.
     pub fn group(&self, rank: usize, axis: Axis) -> Vec<usize> {
-        let stride = self.stride(axis);
-        let first = rank - self.coordinate(rank, axis) * stride;
+        let (first, stride) = (self.first(rank, axis), self.stride(axis));
         (0..self.degree(axis)).map(|i| first + i * stride).collect()
     }
 
@@ -201,6 +200,11 @@ impl Mesh {
                 return reached;
             }
         }
+    }
+
+    /// The first rank of [`Mesh::group`].
+    pub fn first(&self, rank: usize, axis: Axis) -> usize {
+        rank - self.coordinate(rank, axis) * self.stride(axis)
     }
 
     /// Ranks that read different samples: copies times shards.
@@ -317,6 +321,7 @@ mod tests {
                 let group = mesh.group(rank, axis);
                 assert_eq!(group.len(), mesh.degree(axis));
                 assert_eq!(group[mesh.coordinate(rank, axis)], rank);
+                assert_eq!(group[0], mesh.first(rank, axis));
                 assert!(group.iter().all(|other| mesh.group(*other, axis) == group));
             }
         }

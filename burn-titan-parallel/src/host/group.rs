@@ -21,10 +21,10 @@ use super::segments::{SEGMENT, consecutive, cut, segment, segments};
 use crate::placement::shard_range;
 
 /// Up to this many bytes a reduction sends everything to everybody.
-const SMALL: usize = 32 << 10;
+pub(super) const SMALL: usize = 32 << 10;
 
 /// Segments that are sent to a peer before the first of its own must have come.
-const AHEAD: usize = 2;
+pub(super) const AHEAD: usize = 2;
 
 /// Marks the messages between two ranks of a group.
 const PAIRS: u64 = 1 << 63;

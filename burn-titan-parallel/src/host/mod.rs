@@ -18,6 +18,7 @@ pub mod payload;
 pub mod queue;
 pub(crate) mod segments;
 pub mod tcp;
+mod traffic;
 
 pub use call::{Call, Kind};
 pub use element::{Element, Reduction};
@@ -29,6 +30,7 @@ pub use local::LocalLinks;
 pub use memory::Memory;
 pub use queue::Queue;
 pub use tcp::{TcpConfig, TcpLinks};
+pub use traffic::{bytes_sent, messages_in_flight};
 
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-//! Proving a program before it runs.
+//! One rank's program, by itself.
 
 use std::collections::HashMap;
 
@@ -56,6 +56,8 @@ struct State {
     trains: bool,
     clipped: bool,
     stepped: bool,
+    /// Whether there are several copies of the model, over which gradients must be summed.
+    copies: bool,
 }
 
 /// Proves that a program of one rank uses nothing before it is there or after it was freed, runs every
@@ -64,6 +66,11 @@ struct State {
 /// # Errors
 /// Names the first action that breaks a rule, or what is missing at the end.
 pub fn check(program: &Program) -> Result<(), ProgramError> {
+    prove(program, false)
+}
+
+/// As [`check`]; where there are `copies` of the model, every gradient must be summed over them too.
+pub(super) fn prove(program: &Program, copies: bool) -> Result<(), ProgramError> {
     let units = program.units;
     let mut state = State {
         parameters: vec![Parameters::Sharded; units],
@@ -74,6 +81,7 @@ pub fn check(program: &Program) -> Result<(), ProgramError> {
         trains: false,
         clipped: false,
         stepped: false,
+        copies,
     };
     for (index, action) in program.actions.iter().enumerate() {
         state.apply(program, action).map_err(|reason| ProgramError {
@@ -169,8 +177,12 @@ impl State {
 
     fn await_gradients(&mut self, unit: usize) -> Result<(), String> {
         let (sum, micro_batches) = std::mem::replace(&mut self.sums[unit], (Sum::None, 0));
-        if sum == Sum::None {
-            return Err("the unit's gradients are not being reduced".into());
+        match sum {
+            Sum::None => return Err("the unit's gradients are not being reduced".into()),
+            Sum::OverShards if self.copies => {
+                return Err("the sum is not taken over the copies of the model".into());
+            }
+            _ => {}
         }
         self.reduced[unit] += micro_batches;
         Ok(())
@@ -265,15 +277,13 @@ mod tests {
         }
     }
 
-    /// Leaving out any one action is noticed, and so is doing it twice; only the sum over copies is a choice.
+    /// Leaving out any one action is noticed, and so is doing it twice.
     #[test]
     fn broken_programs_are_refused() {
         for strategy in strategies() {
             let good = step::training(3, &strategy);
+            let check = |program: &Program| prove(program, strategy.replicas > 1);
             for index in 0..good.actions.len() {
-                if matches!(good.actions[index], Action::AllReduceGradients { .. }) {
-                    continue;
-                }
                 let mut broken = good.clone();
                 let left_out = broken.actions.remove(index);
                 assert!(check(&broken).is_err(), "nothing misses {left_out} in\n{good}");

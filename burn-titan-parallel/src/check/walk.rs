@@ -1,0 +1,343 @@
+//! How much memory a rank's program takes, and when it takes most.
+//!
+//! [`footprint`] goes through a program as the executor does and holds, in place of each tensor, the number of its
+//! bytes. A tensor that two things share is counted once, and until both have let it go: a kept graph holds the
+//! unit's full parameters also after `Reshard`, parameters are parts of the bucket that they came in, and a unit's
+//! output is the next one's input.
+
+use std::collections::HashMap;
+
+use super::group::Scope;
+use super::memory::{Footprint, Memory, Meter, Tensor};
+use super::sizes::{Activations, Sizes, UnitSizes};
+use crate::host::{Element, messages_in_flight};
+use crate::program::{Action, Keep, Program};
+
+/// The memory that a checked program takes on a rank.
+///
+/// # Panics
+/// If the program is not sound ([`super::check`]), or the sizes are of another model.
+pub fn footprint(program: &Program, sizes: &Sizes) -> Footprint {
+    let mut walk = Walk::new(program, sizes);
+    for (index, action) in program.actions.iter().enumerate() {
+        walk.meter.begin(index, *action);
+        walk.run(action);
+    }
+    walk.meter.footprint()
+}
+
+/// An operation of a group, by its number.
+type Ticket = (Scope, usize);
+
+/// A unit's full parameters on their way.
+struct Gathering {
+    full: Tensor,
+    _sent: Tensor,
+    ticket: Ticket,
+}
+
+/// A unit's gradients on their way.
+enum Reducing {
+    /// There is no other rank.
+    Here(Tensor),
+    Summing {
+        /// The whole bucket, while it is summed over the ranks that share the parameters.
+        _whole: Option<Tensor>,
+        /// This rank's shard of the sum.
+        shard: Tensor,
+        ticket: Ticket,
+    },
+}
+
+/// A sum of gradients on this rank's shard.
+struct Sum {
+    tensor: Tensor,
+    /// Whether it is parts of the bucket that it came in: then it cannot be added to in place.
+    in_bucket: bool,
+}
+
+enum Kept {
+    Input(Tensor),
+    Graph { _input: Tensor, _output: Tensor, _graph: Tensor, _parameters: Option<Tensor> },
+}
+
+/// What is alive between the actions; named as in the executor's pass.
+struct Walk<'a> {
+    sizes: &'a Sizes,
+    meter: Meter,
+    gathering: Vec<Option<Gathering>>,
+    unsharded: Vec<Option<Tensor>>,
+    kept: HashMap<(usize, usize), Kept>,
+    flow: Vec<Option<Tensor>>,
+    /// What the units of each micro-batch share.
+    shared: Vec<Option<Tensor>>,
+    input_gradient: Vec<Option<Tensor>>,
+    /// Whole gradients, with their elements.
+    unreduced: Vec<Option<(Tensor, usize)>>,
+    reducing: Vec<Option<Reducing>>,
+    gradients: Vec<Option<Sum>>,
+    /// The messages of the last operation of each scope, until it is waited for. A group's operations run one after
+    /// the other, so that those before have no more of them.
+    messages: HashMap<Scope, (Ticket, Tensor)>,
+    /// Operations begun.
+    begun: usize,
+    /// What is there from the step's begin to its end.
+    _at_rest: Vec<Tensor>,
+}
+
+impl<'a> Walk<'a> {
+    fn new(program: &Program, sizes: &'a Sizes) -> Self {
+        let first = program.actions.first().copied().unwrap_or(Action::OptimizerStep);
+        let mut walk = Self {
+            sizes,
+            meter: Meter::new(first),
+            gathering: none(program.units),
+            unsharded: none(program.units),
+            kept: HashMap::new(),
+            flow: none(program.micro_batches),
+            shared: none(program.micro_batches),
+            input_gradient: none(program.micro_batches),
+            unreduced: none(program.units),
+            reducing: none(program.units),
+            gradients: none(program.units),
+            messages: HashMap::new(),
+            begun: 0,
+            _at_rest: vec![],
+        };
+        let elements: usize = sizes.units.iter().map(|unit| unit.shard).sum();
+        let parameters = 4 * elements as u64;
+        let optimizer_state = sizes.optimizer_state;
+        let activations = sizes.micro_batch * program.micro_batches as u64;
+        walk._at_rest = vec![
+            walk.at_home(Memory { parameters, optimizer_state, ..Memory::default() }),
+            walk.activations(activations),
+        ];
+        // The first unit's inputs are the tokens, which are at rest.
+        walk.flow = (0..program.micro_batches).map(|_| Some(walk.activations(0))).collect();
+        walk
+    }
+
+    fn run(&mut self, action: &Action) {
+        match *action {
+            Action::Gather { unit } => self.gather(unit),
+            Action::Unshard { unit } => self.unshard(unit),
+            Action::Forward { unit, micro, keep } => self.forward(unit, micro, keep),
+            Action::Backward { unit, micro } => self.backward(unit, micro),
+            Action::Reshard { unit } => self.unsharded[unit] = None,
+            Action::ReduceGradients { unit } => self.reduce(unit),
+            Action::AllReduceGradients { unit } => self.all_reduce(unit),
+            Action::AwaitGradients { unit } => self.reduced(unit),
+            Action::ClipGradientNorm => {}
+            Action::OptimizerStep => {
+                let working = self.sizes.optimizer_working;
+                let _working = self.at_home(Memory { working, ..Memory::default() });
+                self.gradients.fill_with(|| None);
+            }
+        }
+    }
+
+    fn unit(&self, unit: usize) -> &'a UnitSizes {
+        &self.sizes.units[unit]
+    }
+
+    fn gather(&mut self, unit: usize) {
+        let Sizes { shards, compute, .. } = *self.sizes;
+        if shards == 1 {
+            return;
+        }
+        let UnitSizes { shard, tied, .. } = self.unit(unit);
+        let pieces = *shard + tied.iter().map(|tied| tied.shard).sum::<usize>();
+        let sent = bytes(pieces, compute);
+        let gathered = bytes(self.unit(unit).elements(), compute);
+        let _sent = self.bucket(sent);
+        let full = self.at_home(Memory { gathered, ..Memory::default() });
+        let ticket = self.exchange(Scope::Shard, shards, sent);
+        self.gathering[unit] = Some(Gathering { full, _sent, ticket });
+    }
+
+    fn unshard(&mut self, unit: usize) {
+        let Sizes { shards, compute, offload, .. } = *self.sizes;
+        let gathered = bytes(self.unit(unit).elements(), compute);
+        let gathering = self.gathering[unit].take();
+        if let Some(gathering) = &gathering {
+            self.arrived(gathering.ticket);
+        }
+        self.unsharded[unit] = match gathering {
+            Some(gathering) if !offload => Some(gathering.full),
+            // The parameters at rest are full, and of the dtype to compute in.
+            None if shards == 1 && compute == Element::F32 && !offload => None,
+            _ => Some(self.hold(Memory { gathered, ..Memory::default() })),
+        };
+    }
+
+    fn forward(&mut self, unit: usize, micro: usize, keep: Keep) {
+        let Activations { output, graph, forward, plain_forward, shared, .. } =
+            self.unit(unit).activations;
+        if shared > 0 && self.shared[micro].is_none() {
+            self.shared[micro] = Some(self.activations(shared));
+        }
+        let (input, first) = match self.kept.remove(&(unit, micro)) {
+            Some(Kept::Input(input)) => (input, false),
+            _ => (self.flow[micro].take().expect("the unit before has run"), true),
+        };
+        let output = self.activations(output);
+        if keep == Keep::Graph {
+            let graph = self.activations(graph);
+            drop(self.working(forward));
+            let _parameters = self.unsharded[unit].clone();
+            let graph =
+                Kept::Graph { _input: input, _output: output.clone(), _graph: graph, _parameters };
+            self.kept.insert((unit, micro), graph);
+        } else {
+            drop(self.working(plain_forward));
+            if keep == Keep::Input {
+                self.kept.insert((unit, micro), Kept::Input(input));
+            }
+        }
+        if first {
+            self.flow[micro] = Some(output);
+        }
+    }
+
+    fn backward(&mut self, unit: usize, micro: usize) {
+        let sizes = self.unit(unit);
+        let kept = self.kept.remove(&(unit, micro));
+        let output_gradient = self.input_gradient[micro].take();
+        drop(self.working(sizes.activations.backward));
+        drop((kept, output_gradient));
+        let input = match unit {
+            0 => 0,
+            _ => self.unit(unit - 1).activations.output,
+        };
+        self.input_gradient[micro] = Some(self.activations(input));
+        self.accumulate(unit, sizes.owned);
+        for tied in &sizes.tied {
+            self.accumulate(tied.owner, tied.elements);
+        }
+    }
+
+    /// Adds a gradient of so many elements to those of a unit.
+    fn accumulate(&mut self, unit: usize, elements: usize) {
+        // A tied parameter's gradient comes first from the unit that shares it; then it is added to.
+        let before = self.unreduced[unit].take().map_or(0, |(_, elements)| elements);
+        let elements = (before + elements).min(self.unit(unit).owned);
+        let gradients = 4 * elements as u64;
+        let tensor = self.hold(Memory { gradients, ..Memory::default() });
+        self.unreduced[unit] = Some((tensor, elements));
+    }
+
+    fn reduce(&mut self, unit: usize) {
+        let Sizes { shards, replicas, reduce, .. } = *self.sizes;
+        let UnitSizes { owned, shard, .. } = *self.unit(unit);
+        let Some((gradients, _)) = self.unreduced[unit].take() else { return };
+        self.reducing[unit] = Some(if shards * replicas == 1 || owned == 0 {
+            Reducing::Here(gradients)
+        } else {
+            if self.sizes.offload {
+                // Packed on the device, and moved.
+                drop(self.working(bytes(owned, reduce)));
+            }
+            let whole = self.bucket(bytes(owned, reduce));
+            drop(gradients);
+            let shard = bytes(shard, reduce);
+            let ticket = self.exchange(Scope::Shard, shards, shard);
+            if shards == 1 {
+                Reducing::Summing { _whole: None, shard: whole, ticket }
+            } else {
+                Reducing::Summing { _whole: Some(whole), shard: self.bucket(shard), ticket }
+            }
+        });
+    }
+
+    fn all_reduce(&mut self, unit: usize) {
+        let reducing = self.reducing[unit].take();
+        self.reducing[unit] = reducing.map(|reducing| match reducing {
+            Reducing::Summing { shard, ticket, .. } => {
+                self.arrived(ticket);
+                let replicas = self.sizes.replicas;
+                let piece = shard.memory.buckets / replicas as u64;
+                let ticket = self.exchange(Scope::Replicate, replicas, piece);
+                Reducing::Summing { _whole: None, shard, ticket }
+            }
+            here => here,
+        });
+    }
+
+    fn reduced(&mut self, unit: usize) {
+        let before = self.gradients[unit].take();
+        let gradients = 4 * self.unit(unit).shard as u64;
+        let sum = match self.reducing[unit].take() {
+            None => return,
+            Some(Reducing::Here(tensor)) => {
+                Sum { tensor: before.map_or(tensor, |sum| sum.tensor), in_bucket: false }
+            }
+            Some(Reducing::Summing { shard, ticket, .. }) => {
+                self.arrived(ticket);
+                let in_bucket = self.sizes.reduce == Element::F32;
+                match before {
+                    Some(sum) if !sum.in_bucket => sum,
+                    None if in_bucket => {
+                        drop(shard);
+                        let memory = Memory { gradients, ..Memory::default() };
+                        Sum { tensor: self.at_home(memory), in_bucket }
+                    }
+                    _ => {
+                        let memory = Memory { gradients, ..Memory::default() };
+                        Sum { tensor: self.at_home(memory), in_bucket: false }
+                    }
+                }
+            }
+        };
+        self.gradients[unit] = Some(sum);
+    }
+
+    /// Begins an operation of a group of so many ranks, each of which sends this one so many bytes.
+    fn exchange(&mut self, scope: Scope, ranks: usize, bytes: u64) -> Ticket {
+        self.begun += 1;
+        let ticket = (scope, self.begun);
+        let buckets = messages_in_flight(ranks, bytes);
+        let memory = Memory { buckets, ..Memory::default() };
+        self.messages.remove(&scope);
+        let messages = self.meter.hold(memory, self.sizes.separate);
+        self.messages.insert(scope, (ticket, messages));
+        ticket
+    }
+
+    /// An operation has been waited for.
+    fn arrived(&mut self, ticket: Ticket) {
+        let (scope, _) = ticket;
+        if self.messages.get(&scope).is_some_and(|(last, _)| *last == ticket) {
+            self.messages.remove(&scope);
+        }
+    }
+
+    fn activations(&self, activations: u64) -> Tensor {
+        self.hold(Memory { activations, ..Memory::default() })
+    }
+
+    fn working(&self, working: u64) -> Tensor {
+        self.hold(Memory { working, ..Memory::default() })
+    }
+
+    fn bucket(&self, buckets: u64) -> Tensor {
+        self.at_home(Memory { buckets, ..Memory::default() })
+    }
+
+    /// A tensor on the device that computes.
+    fn hold(&self, memory: Memory) -> Tensor {
+        self.meter.hold(memory, false)
+    }
+
+    /// A tensor where the parameters rest.
+    fn at_home(&self, memory: Memory) -> Tensor {
+        self.meter.hold(memory, self.sizes.offload)
+    }
+}
+
+fn bytes(elements: usize, element: Element) -> u64 {
+    (elements * element.size()) as u64
+}
+
+fn none<T>(length: usize) -> Vec<Option<T>> {
+    (0..length).map(|_| None).collect()
+}
