@@ -9,6 +9,7 @@ use burn::tensor::{Device, Tensor};
 use burn_titan_core::model::Context;
 use burn_titan_kernels::{AttentionMask, Scores, attention};
 
+use crate::linear::linear;
 use crate::rotary::Rotary;
 
 /// The sizes that a block gives its attention.
@@ -74,9 +75,10 @@ impl Attention for FusedAttention {
             let n = y.dims()[2] / head_dim;
             y.reshape([batch, seq, n, head_dim])
         };
-        let query = self.rotary.forward(heads(self.wq.forward(x.clone())), context);
-        let key = self.rotary.forward(heads(self.wk.forward(x.clone())), context);
-        let value = heads(self.wv.forward(x));
+        let query = heads(linear(x.clone(), self.wq.weight.val()));
+        let key = heads(linear(x.clone(), self.wk.weight.val()));
+        let value = heads(linear(x, self.wv.weight.val()));
+        let [query, key] = [query, key].map(|y| self.rotary.forward(y, context));
         let mask = || AttentionMask::documents(context.first_key.clone());
         let output = attention(
             query.swap_dims(1, 2),
@@ -87,6 +89,7 @@ impl Attention for FusedAttention {
         )
         .output;
         let [_, n, _, _] = output.dims();
-        self.wo.forward(output.swap_dims(1, 2).reshape([batch, seq, n * head_dim]))
+        let output = output.swap_dims(1, 2).reshape([batch, seq, n * head_dim]);
+        linear(output, self.wo.weight.val())
     }
 }

@@ -15,6 +15,7 @@ use burn_titan_kernels::{embedding, linear_cross_entropy, swiglu};
 
 use super::config::LlamaConfig;
 use crate::attention::{Attention, AttentionConfig};
+use crate::linear::linear;
 use crate::norm::RmsNorm;
 use crate::rotary::Rotary;
 
@@ -59,7 +60,9 @@ pub struct FeedForward {
 impl FeedForward {
     /// `[batch, seq, dim]` to `[batch, seq, dim]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.w2.forward(swiglu(self.w1.forward(x.clone()), self.w3.forward(x)))
+        let gate = linear(x.clone(), self.w1.weight.val());
+        let up = linear(x, self.w3.weight.val());
+        linear(swiglu(gate, up), self.w2.weight.val())
     }
 }
 
