@@ -6,11 +6,13 @@
 use burn::module::{Module, ModuleDisplay};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
-use burn_titan_core::model::Context;
+use burn_titan_core::model::{Activations, Context, Workload};
+use burn_titan_kernels::attention::working_elements;
 use burn_titan_kernels::{AttentionMask, Scores, attention};
 
 use crate::linear::linear;
 use crate::rotary::Rotary;
+use crate::tape::{Tape, single};
 
 /// The sizes that a block gives its attention.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,6 +38,12 @@ pub trait Attention: Module + ModuleDisplay + Sync + 'static {
     /// `[batch, seq, dim]` to `[batch, seq, dim]`. A token must see only tokens of its own document,
     /// from `context.first_key` to itself.
     fn forward(&self, x: Tensor<3>, context: &Context) -> Tensor<3>;
+
+    /// The memory that it takes on a micro-batch, for `burn-titan plan`: as of a unit whose input is `x`. `None` if
+    /// it does not know; the plan then says that the activations of its blocks are not counted. Allocates nothing.
+    fn activations(&self, _: &Workload) -> Option<Activations> {
+        None
+    }
 }
 
 /// Causal attention with grouped key and value heads and RoPE, by the fused kernel.
@@ -91,5 +99,104 @@ impl Attention for FusedAttention {
         let [_, n, _, _] = output.dims();
         let output = output.swap_dims(1, 2).reshape([batch, seq, n * head_dim]);
         linear(output, self.wo.weight.val())
+    }
+
+    fn activations(&self, workload: &Workload) -> Option<Activations> {
+        let [dim, queries] = self.wq.weight.lazy_shape().dims();
+        let [_, keys] = self.wk.weight.lazy_shape().dims();
+        let sizes = Sizes { dim, queries, keys, head_dim: self.rotary.head_dim };
+        Some(sizes.activations(workload))
+    }
+}
+
+/// The widths of queries, and of keys and values.
+struct Sizes {
+    dim: usize,
+    queries: usize,
+    keys: usize,
+    head_dim: usize,
+}
+
+impl Sizes {
+    /// The graph keeps queries and keys after RoPE, the values, the output before `wo`, and each head's log-sum-exp.
+    fn activations(&self, workload: &Workload) -> Activations {
+        let tokens = workload.tokens();
+        let sums = tokens * (self.queries / self.head_dim);
+        let output = workload.bytes(tokens * self.dim);
+        let graph = workload.bytes(2 * tokens * (self.queries + self.keys)) + single(sums);
+        let kept = self.forward(workload, true);
+        let plain = self.forward(workload, false);
+        // Angles of each token, where its first key is and where its last.
+        let shared = single(tokens * self.head_dim) + single(workload.seq);
+        Activations {
+            output,
+            graph,
+            forward: kept.most() - graph - output,
+            plain_forward: plain.most() - output,
+            backward: self.backward(workload, graph).most(),
+            shared,
+        }
+    }
+
+    /// Elements of the native kernel's own memory, forward and backward.
+    fn working(&self, workload: &Workload) -> [u64; 2] {
+        if !workload.native {
+            return [0; 2];
+        }
+        let [heads, kv_heads] = [self.queries, self.keys].map(|width| width / self.head_dim);
+        let Workload { batch, seq, .. } = *workload;
+        working_elements(batch, heads, kv_heads, seq, self.head_dim).map(single)
+    }
+
+    fn forward(&self, workload: &Workload, keep: bool) -> Tape {
+        let Self { dim, head_dim, .. } = *self;
+        let tokens = workload.tokens();
+        let (queries, keys) = (tokens * self.queries, tokens * self.keys);
+        let mut tape = Tape::new(workload);
+        tape.product(tokens, dim, self.queries);
+        tape.product(tokens, dim, self.keys);
+        tape.product(tokens, dim, self.keys);
+        tape.kernel(queries, [queries]); // RoPE
+        tape.free(queries);
+        tape.kernel(keys, [keys]);
+        tape.free(keys);
+        let [working, _] = self.working(workload);
+        tape.hold_bytes(single(queries / head_dim)); // the log-sum-exps
+        tape.pass_bytes(working + workload.bytes(queries) + tape.copy(queries));
+        tape.hold(queries); // the output
+        if !keep {
+            tape.free(queries + 2 * keys);
+            tape.free_bytes(single(queries / head_dim));
+        }
+        tape.product(tokens, self.queries, dim);
+        tape
+    }
+
+    fn backward(&self, workload: &Workload, graph: u64) -> Tape {
+        let Self { dim, .. } = *self;
+        let tokens = workload.tokens();
+        let (queries, keys) = (tokens * self.queries, tokens * self.keys);
+        let mut tape = Tape::new(workload);
+        tape.product(tokens, dim, self.queries); // the gradient of the output before `wo`
+        tape.product(self.queries, tokens, dim); // and of `wo`
+        let [_, working] = self.working(workload);
+        let results = queries + 2 * keys;
+        tape.pass_bytes(working + workload.bytes(results) + tape.copy(results));
+        tape.hold(results);
+        tape.free(queries);
+        tape.free_bytes(graph);
+        tape.kernel(queries, [queries]); // RoPE
+        tape.free(queries);
+        tape.kernel(keys, [keys]);
+        tape.free(keys);
+        for (count, width) in [self.queries, self.keys, self.keys].into_iter().enumerate() {
+            tape.product(tokens, width, dim); // the gradient of the input
+            tape.product(dim, tokens, width); // and of the weight
+            tape.free(tokens * width);
+            if count > 0 {
+                tape.free(tokens * dim); // added to the one before
+            }
+        }
+        tape
     }
 }

@@ -1,11 +1,13 @@
 //! What a model is to the platform: units made of plain Burn modules, and the family they come from.
 
+mod activations;
 mod context;
 mod family;
 mod initial;
 mod unit;
 
+pub use activations::{Activations, Workload};
 pub use context::{Context, HeadOutput, Stream};
 pub use family::{FieldProblem, HfExtras, HfWeights, Model, ModelError, ModelFamily, Registry};
 pub use initial::{Initial, initial_values};
-pub use unit::{ModuleUnit, ParameterSpec, Unit, UnitModule};
+pub use unit::{ModuleUnit, ParameterSpec, Unit, UnitModule, parameter_elements};

@@ -7,12 +7,18 @@
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Gradients, Tensor};
 
+use super::activations::{Activations, Workload};
 use super::context::{Context, Stream};
 
 /// A plain Burn module that can be a unit of a model.
 pub trait UnitModule: Module + Sync + 'static {
     /// Runs the unit on a micro-batch.
     fn forward(&self, input: Stream, context: &Context) -> Stream;
+
+    /// The memory that it takes on a micro-batch; `None` if it does not know. Allocates nothing.
+    fn activations(&self, _: &Workload) -> Option<Activations> {
+        None
+    }
 }
 
 /// Name and shape of a parameter.
@@ -50,6 +56,9 @@ pub trait Unit: Send + Sync {
     /// Runs the unit.
     fn forward(&self, input: Stream, context: &Context) -> Stream;
 
+    /// The memory that it takes on a micro-batch, if it knows.
+    fn activations(&self, workload: &Workload) -> Option<Activations>;
+
     /// Takes the gradients of its parameters out of a backward, flat, by name; a parameter that took
     /// no part has none.
     fn take_gradients(&self, gradients: &mut Gradients, take: &mut dyn FnMut(&str, Tensor<1>));
@@ -80,9 +89,7 @@ impl<M: UnitModule> Unit for ModuleUnit<M> {
     }
 
     fn parameters(&self) -> Vec<ParameterSpec> {
-        let mut visitor = Specs { path: self.path(), specs: vec![] };
-        self.module.visit(&mut visitor);
-        visitor.specs
+        specs(&self.module, self.path())
     }
 
     fn with_parameters(
@@ -98,9 +105,24 @@ impl<M: UnitModule> Unit for ModuleUnit<M> {
         self.module.forward(input, context)
     }
 
+    fn activations(&self, workload: &Workload) -> Option<Activations> {
+        self.module.activations(workload)
+    }
+
     fn take_gradients(&self, gradients: &mut Gradients, take: &mut dyn FnMut(&str, Tensor<1>)) {
         self.module.visit(&mut Take { path: self.path(), gradients, take });
     }
+}
+
+/// Elements of a module's parameters. Allocates nothing.
+pub fn parameter_elements(module: &impl Module) -> usize {
+    specs(module, Path { parts: vec![] }).iter().map(ParameterSpec::elements).sum()
+}
+
+fn specs(module: &impl Module, path: Path) -> Vec<ParameterSpec> {
+    let mut visitor = Specs { path, specs: vec![] };
+    module.visit(&mut visitor);
+    visitor.specs
 }
 
 /// Where a walk through a module is.

@@ -6,6 +6,7 @@
 //! - [`hf`]: names and layouts of Hugging Face folders;
 //! - [`family`]: what the platform asks of a family of models.
 
+mod activations;
 pub mod config;
 pub mod family;
 pub mod hf;

@@ -10,9 +10,13 @@
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
-use burn_titan_core::model::{Context, HeadOutput, ModuleUnit, Stream, Unit, UnitModule};
+use burn_titan_core::model::{
+    Activations, Context, HeadOutput, ModuleUnit, Stream, Unit, UnitModule, Workload,
+    parameter_elements,
+};
 use burn_titan_kernels::{embedding, linear_cross_entropy, swiglu};
 
+use super::activations::{self, BlockSizes};
 use super::config::LlamaConfig;
 use crate::attention::{Attention, AttentionConfig};
 use crate::linear::linear;
@@ -28,6 +32,11 @@ pub struct TokenEmbedding {
 impl UnitModule for TokenEmbedding {
     fn forward(&self, input: Stream, _: &Context) -> Stream {
         Stream::Hidden(embedding(self.tok_embeddings.weight.val(), input.tokens()))
+    }
+
+    fn activations(&self, workload: &Workload) -> Option<Activations> {
+        let [vocab, dim] = self.tok_embeddings.weight.lazy_shape().dims();
+        Some(activations::embedding(vocab, dim, workload))
     }
 }
 
@@ -46,6 +55,13 @@ impl<A: Attention> UnitModule for Block<A> {
         let x = x.clone() + self.attention.forward(self.attention_norm.forward(x), context);
         let x = x.clone() + self.feed_forward.forward(self.ffn_norm.forward(x));
         Stream::Hidden(x)
+    }
+
+    fn activations(&self, workload: &Workload) -> Option<Activations> {
+        let [dim, ffn_dim] = self.feed_forward.w1.weight.lazy_shape().dims();
+        let attention_parameters = parameter_elements(&self.attention);
+        let sizes = BlockSizes { dim, ffn_dim, attention_parameters };
+        Some(activations::block(&sizes, &self.attention.activations(workload)?, workload))
     }
 }
 
@@ -77,6 +93,11 @@ impl UnitModule for Head {
     fn forward(&self, input: Stream, context: &Context) -> Stream {
         head(self.norm.forward(input.hidden()), self.output.weight.val(), context)
     }
+
+    fn activations(&self, workload: &Workload) -> Option<Activations> {
+        let [dim, vocab] = self.output.weight.lazy_shape().dims();
+        Some(activations::head(vocab, dim, false, workload))
+    }
 }
 
 /// The last unit where the output matrix is the embedding's.
@@ -90,6 +111,11 @@ impl UnitModule for TiedHead {
     fn forward(&self, input: Stream, context: &Context) -> Stream {
         let weight = self.tok_embeddings.weight.val().transpose();
         head(self.norm.forward(input.hidden()), weight, context)
+    }
+
+    fn activations(&self, workload: &Workload) -> Option<Activations> {
+        let [vocab, dim] = self.tok_embeddings.weight.lazy_shape().dims();
+        Some(activations::head(vocab, dim, true, workload))
     }
 }
 

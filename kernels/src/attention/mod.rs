@@ -23,6 +23,7 @@ use burn::tensor::{DType, Tensor};
 
 #[cfg(feature = "cube")]
 pub use cube::{Tier, with_tier};
+pub use flex::working_elements;
 pub use mask::AttentionMask;
 pub use ops::{AttentionOps, Scores};
 

@@ -28,6 +28,11 @@ pub const IGNORE: i64 = -1;
 /// Most elements of logits that [`linear_cross_entropy`] holds at once: 64 MiB in f32.
 pub const CHUNK_ELEMENTS: usize = 1 << 24;
 
+/// Most elements of logits that [`linear_cross_entropy`] of so many tokens really holds at once.
+pub fn logits_held(tokens: usize, vocab: usize) -> usize {
+    chunks::Chunks::new(tokens, vocab, CHUNK_ELEMENTS).elements()
+}
+
 /// The loss `[1]`, and the gradients of hidden states and weight for a gradient of 1.
 type LossAndGradients<B> = (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>);
 

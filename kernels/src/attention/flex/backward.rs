@@ -53,9 +53,7 @@ impl Problem {
         gradient: &FlexTensor,
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
         let Sizes { batch, heads, kv_heads, queries, keys, head_dim, .. } = self.sizes;
-        let wanted = TASKS.div_ceil((batch * kv_heads).max(1)).min(MAX_SPLITS);
-        let split = queries.div_ceil(wanted).max(MIN_SPLIT).next_multiple_of(QUERY_TILE);
-        let splits = queries.div_ceil(split);
+        let (splits, split) = splits(self.sizes);
         let backward = Backward {
             problem: self,
             query: Rows::new(&self.query),
@@ -103,6 +101,14 @@ impl Problem {
             assembled(keys, kv_heads, &|at, out| key_row(|p| &p.value, at, out), &self.value),
         )
     }
+}
+
+/// Into how many splits the queries go, and the queries of each.
+pub(super) fn splits(sizes: Sizes) -> (usize, usize) {
+    let Sizes { batch, kv_heads, queries, .. } = sizes;
+    let wanted = TASKS.div_ceil((batch * kv_heads).max(1)).min(MAX_SPLITS);
+    let split = queries.div_ceil(wanted).max(MIN_SPLIT).next_multiple_of(QUERY_TILE);
+    (queries.div_ceil(split), split)
 }
 
 /// Fills the gradient row at `[batch, head, position]`.

@@ -8,9 +8,12 @@ mod backward;
 mod forward;
 mod pack;
 mod softmax;
+mod working;
 
 use burn::backend::TensorMetadata;
 use burn_flex::FlexTensor;
+
+pub use working::working_elements;
 
 use super::Scores;
 use crate::flex::{COLUMN_STEP, int_values};
