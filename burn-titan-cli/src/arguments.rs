@@ -38,6 +38,18 @@ pub enum Command {
         #[arg(long, value_name = "N", value_parser = ranks)]
         ranks: Option<usize>,
     },
+    /// Say what a step takes of memory, traffic and work on each rank, without running anything
+    Plan {
+        /// The config.
+        #[command(flatten)]
+        config: ConfigArguments,
+        /// For so many ranks; without it, for as few as its degrees make
+        #[arg(long, value_name = "N", value_parser = ranks)]
+        ranks: Option<usize>,
+        /// Print JSON: bytes and counts, unrounded
+        #[arg(long)]
+        json: bool,
+    },
     /// Continue a prompt
     Generate(GenerateArguments),
     /// Measure a model's loss on a file, as JSON

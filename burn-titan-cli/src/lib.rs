@@ -21,6 +21,7 @@ mod doctor;
 mod evaluate;
 mod generate;
 mod output;
+mod plan;
 mod rank;
 mod ranks;
 mod schema;
@@ -59,6 +60,7 @@ fn run(registry: &Arc<Registry>, command: Command) -> Result<(), TrainError> {
     match command {
         Command::Train { config, ranks } => train::train(registry, config, &ranks),
         Command::Validate { config, ranks } => train::validate(registry, &config, ranks),
+        Command::Plan { config, ranks, json } => plan::print(registry, &config, ranks, json),
         Command::Generate(options) => generate::generate(registry, &options),
         Command::Eval(options) => evaluate::evaluate(registry, &options),
         Command::Convert(Convert::FromHf { folder, out }) => {

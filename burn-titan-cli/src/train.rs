@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use burn_titan_core::model::Registry;
+use burn_titan_core::plan;
 use burn_titan_core::trainer::{self, Prepared, TrainError, TrainSummary, prepare};
 use burn_titan_parallel::World;
 use burn_titan_parallel::launch::{self, Family, Flags, Launch, Place, Variables};
@@ -113,7 +114,9 @@ pub fn validate(
     arguments: &ConfigArguments,
     ranks: Option<usize>,
 ) -> Result<(), TrainError> {
-    let Prepared { config, model } = prepared(registry, arguments, ranks)?;
+    let prepared = prepared(registry, arguments, ranks)?;
+    let Prepared { config, model } = &prepared;
+    plan::check(&prepared, ranks.unwrap_or_else(|| plan::fewest_ranks(config)))?;
     output::line(&format!(
         "{}: sound; {} {} with {} parameters, {} optimizer steps",
         arguments.config.display(),

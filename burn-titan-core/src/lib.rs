@@ -7,6 +7,7 @@
 //! - [`optim`], [`lr_schedule`]: optimizers and the learning rate;
 //! - [`checkpoint`], [`hf`]: saving, resuming, Hugging Face folders; [`writers`]: ranks that save together;
 //! - [`metrics`]: what a run leaves to be read;
+//! - [`plan`]: what a run takes, counted before it begins;
 //! - [`trainer`]: puts all of it together; [`inference`], [`sampling`]: using a trained model.
 
 pub mod checkpoint;
@@ -19,6 +20,7 @@ pub mod lr_schedule;
 pub mod metrics;
 pub mod model;
 pub mod optim;
+pub mod plan;
 mod quiet;
 pub mod sampling;
 pub mod trainer;

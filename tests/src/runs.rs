@@ -98,6 +98,16 @@ impl Run {
     /// As [`Run::try_train`], by so many ranks, which are threads; gives what the first rank reached, or the
     /// error of the first rank that is no victim of another.
     pub fn try_simulate(&self, ranks: usize, words: &[&str]) -> Result<TrainSummary, TrainError> {
+        self.try_train_on(World::local(ranks, Duration::from_secs(120)), words)
+    }
+
+    /// As [`Run::try_simulate`], by these ranks, which are all of a world.
+    pub fn try_train_on(
+        &self,
+        worlds: Vec<World>,
+        words: &[&str],
+    ) -> Result<TrainSummary, TrainError> {
+        let ranks = worlds.len();
         let registry = &burn_titan_models::registry();
         let words: &Vec<String> = &words.iter().map(|word| self.placed(word)).collect();
         let results: Vec<_> = std::thread::scope(|scope| {
@@ -110,7 +120,6 @@ impl Run {
                     result.inspect_err(|error| world.abort(&error.to_string()))
                 })
             };
-            let worlds = World::local(ranks, Duration::from_secs(120));
             let ranks: Vec<_> = worlds.into_iter().map(rank).collect();
             ranks.into_iter().map(|rank| rank.join().expect("no rank panics")).collect()
         });

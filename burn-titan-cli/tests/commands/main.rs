@@ -9,6 +9,7 @@ mod limits;
 mod models;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod plan;
 mod processes;
 mod ranks;
 mod sandbox;

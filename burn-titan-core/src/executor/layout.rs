@@ -73,6 +73,14 @@ impl Layout {
         self.units.iter().flat_map(|unit| &unit.owned)
     }
 
+    /// The unit that a parameter belongs to.
+    ///
+    /// # Panics
+    /// If the model has no such parameter.
+    pub fn owner(&self, name: &str) -> usize {
+        self.places[name].0
+    }
+
     /// Which elements of a parameter, row-major, a rank holds.
     ///
     /// # Panics

@@ -1,7 +1,7 @@
 //! What stops a run.
 
 use burn_titan_kernels::device::DeviceError;
-use burn_titan_parallel::check::ProgramError;
+use burn_titan_parallel::check::CheckError;
 use burn_titan_parallel::host::tcp::JoinError;
 use burn_titan_parallel::launch::LaunchError;
 use burn_titan_parallel::{CommError, MeshError};
@@ -89,9 +89,9 @@ pub enum TrainError {
     /// The mesh does not fit.
     #[error("parallelism: {0}")]
     Mesh(#[from] MeshError),
-    /// The step's program is wrong: a fault of burn-titan.
+    /// The ranks' programs are wrong: a fault of burn-titan.
     #[error("{0}; this is a fault of burn-titan, please report it")]
-    Program(#[from] ProgramError),
+    Program(#[from] CheckError),
     /// Sampling a token failed.
     #[error(transparent)]
     Sampling(#[from] SamplingError),

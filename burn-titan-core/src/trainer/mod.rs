@@ -23,6 +23,7 @@ pub use join::join;
 pub use prepare::{HF_FLAVOR, Prepared, family, initial_model, prepare};
 use report::Report;
 use start::DataRank;
+pub(crate) use start::strategy;
 pub(crate) use state::{TOKENIZER_FILE, TrainState};
 pub use stop::stop_flag;
 
@@ -74,7 +75,7 @@ pub fn open_device(kind: DeviceKind, compute: ComputeDtype) -> Result<Device, Tr
     Ok(device)
 }
 
-fn compute_dtype(compute: ComputeDtype) -> DType {
+pub(crate) fn compute_dtype(compute: ComputeDtype) -> DType {
     match compute {
         ComputeDtype::Float32 => DType::F32,
         ComputeDtype::Bfloat16 => DType::BF16,

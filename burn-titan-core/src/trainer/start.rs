@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use burn_titan_parallel::check::check_all;
 use burn_titan_parallel::step::Strategy;
-use burn_titan_parallel::{Axis, CommError, Mesh, World, check, step};
+use burn_titan_parallel::{Axis, CommError, Mesh, World};
 
 use super::report::Report;
 use super::{
@@ -17,6 +18,7 @@ use crate::executor::{Executor, Groups, ParameterStore, Precision, Sharding};
 use crate::hf::HfFolder;
 use crate::model::Registry;
 use crate::optim::{Optimizer, parameter_rules};
+use crate::plan;
 use crate::writers::RankWriters;
 
 /// A rank among those that read different samples.
@@ -94,8 +96,9 @@ impl Trainer {
         };
         let step = state.as_ref().map_or(0, |state| state.step);
         let cursor = state.and_then(|state| state.cursor);
-        let program = step::training(model.units.len(), &strategy(&config, &mesh));
-        check::check(&program)?;
+        let class = plan::class(&config, &model, &mesh)?;
+        check_all(&mesh, std::slice::from_ref(&class), |_| 0)?;
+        let program = class.program;
         let loader = Loader::spawn(LoaderOptions {
             stream: stream.clone(),
             local_batch_size: config.training.local_batch_size,
@@ -160,7 +163,7 @@ fn precision(config: &Config) -> Precision {
 }
 
 /// How a step of this config is spread over the ranks of a mesh.
-pub(super) fn strategy(config: &Config, mesh: &Mesh) -> Strategy {
+pub(crate) fn strategy(config: &Config, mesh: &Mesh) -> Strategy {
     let recompute = config.activation_checkpoint.mode == ActivationCheckpointMode::Full;
     let sharded = mesh.degree(Axis::DataShard) > 1;
     let reshard_after_forward = match config.parallelism.fsdp_reshard_after_forward {

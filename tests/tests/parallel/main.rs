@@ -1,4 +1,7 @@
 //! Every way to spread a run over ranks gives the numbers of one rank.
 
+mod breadth_first;
 mod checkpoints;
 mod data;
+mod page;
+mod traffic;

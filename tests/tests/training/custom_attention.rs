@@ -5,6 +5,7 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, Device, Int, Tensor};
 use burn_titan_core::model::Context;
+use burn_titan_core::plan::plan;
 use burn_titan_core::trainer::{prepare, train};
 use burn_titan_models::{Attention, AttentionConfig, Llama3, registry};
 use burn_titan_parallel::World;
@@ -71,6 +72,12 @@ fn trains_resumes_and_has_initial_values_of_its_own() {
     std::fs::remove_dir_all(run.path("out/checkpoint/step-00000020")).unwrap();
     steps(&window);
     assert_eq!(run.curve(), straight);
+
+    // It does not say what it keeps, and so the plan does not count it.
+    let words = window.map(String::from);
+    let prepared = prepare(&run.path("run.yaml"), &words, &registry, Some(4)).unwrap();
+    let memory = plan(&prepared, 4).unwrap().memory;
+    assert_eq!(memory.not_counted, ["layers.0", "layers.1"]);
 
     // Without the registration the name is unknown.
     let refused = run.refusal(&window);

@@ -1,0 +1,87 @@
+//! `plan`: what a step takes, for any number of ranks, on any machine.
+
+use std::time::Instant;
+
+use serde_json::Value;
+
+use crate::sandbox::Sandbox;
+
+const HSDP: [&str; 2] =
+    ["parallelism.data_parallel_replicate_degree=2", "activation_checkpoint.mode=full"];
+
+#[test]
+fn the_text_of_a_small_run() {
+    let text = Sandbox::new().succeed(&[&["plan", "run.yaml", "--ranks", "4"], &HSDP[..]].concat());
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[0], "llama3 debug: 336,192 parameters in 4 units, on 4 ranks");
+    let starts = [
+        "dp_replicate         2   each has a copy of the model",
+        "dp_shard             2   share parameters, gradients and optimizer state",
+        "step: 1 micro-batch of 2 x 32 tokens a rank, 256 tokens together; ",
+        "parameters                 656.6 KiB     656.6 KiB",
+        "optimizer state              1.3 MiB       1.3 MiB",
+        "peak   ",
+        "sent by a rank",
+        "dp_shard ",
+        "dp_replicate ",
+        "dp ",
+    ];
+    for start in starts {
+        assert!(lines.iter().any(|line| line.starts_with(start)), "no `{start}` in\n{text}");
+    }
+    let peak = lines.iter().find(|line| line.starts_with("peak ")).expect("a peak");
+    assert!(peak.contains("at action "), "{peak}");
+}
+
+#[test]
+fn json_holds_the_numbers() {
+    let sandbox = Sandbox::new();
+    let plan = |words: &[&str]| -> Value {
+        let words = [&["plan", "run.yaml", "--json"], words].concat();
+        serde_json::from_str(&sandbox.succeed(&words)).expect("JSON")
+    };
+    // Without a number it is for the ranks that the degrees make.
+    let two = plan(&["parallelism.data_parallel_replicate_degree=2"]);
+    assert_eq!((&two["ranks"], &two["model"]["parameters"]), (&2.into(), &336_192.into()));
+    let number = |value: &Value| value.as_u64().expect("a count");
+    let four = plan(&["--ranks", "4"]);
+    let memory = &four["memory"];
+    assert_eq!(number(&memory["most"]["parameters"]), 336_192);
+    assert_eq!(number(&memory["most"]["optimizer_state"]), 2 * 336_192);
+    let parts = memory["peak"]["memory"].as_object().expect("purposes");
+    assert_eq!(parts.values().map(number).sum::<u64>(), number(&memory["peak"]["bytes"]));
+    // Every unit is gathered once and reduced once, of which a rank sends three quarters.
+    assert_eq!(four["sent"][0]["axis"], "dp_shard");
+    let bytes = number(&four["sent"][0]["bytes"]);
+    assert_eq!(bytes, 2 * 3 * 336_192 + 3 * 4, "and its part of the norm");
+    let full = plan(&["--ranks", "4", HSDP[1]]);
+    assert!(number(&full["memory"]["peak"]["bytes"]) < number(&memory["peak"]["bytes"]));
+}
+
+#[test]
+fn the_largest_model_on_many_ranks_takes_no_time() {
+    let sandbox = Sandbox::new();
+    let config = "model: {flavor: 405b}\ndata: {train: [{path: tokens.bin}]}\n\
+        training: {device: wgpu, seq_len: 8192, local_batch_size: 1}\n\
+        activation_checkpoint: {mode: full}\n";
+    sandbox.write("large.yaml", config.as_bytes());
+    for ranks in ["1024", "16384"] {
+        let start = Instant::now();
+        let text = sandbox.succeed(&["plan", "large.yaml", "--ranks", ranks]);
+        let seconds = start.elapsed().as_secs_f64();
+        assert!(text.starts_with("llama3 405b: 405,853,388,800 parameters in 128 units"), "{text}");
+        assert!(seconds < 2.0, "{seconds} s");
+        sandbox.succeed(&["validate", "large.yaml", "--ranks", ranks]);
+    }
+}
+
+#[test]
+fn ranks_that_make_no_mesh_are_refused() {
+    let ended = Sandbox::new().run(&[&["plan", "run.yaml", "--ranks", "3"], &HSDP[..]].concat());
+    assert_eq!(ended.code, Some(2));
+    let expected =
+        "error: 3 ranks do not divide by 2, so that data_parallel_shard_degree = -1 has no value";
+    assert_eq!(ended.stderr.lines().next(), Some(expected));
+    let ended = Sandbox::new().run(&["plan", "run.yaml", "--ranks", "0"]);
+    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+}

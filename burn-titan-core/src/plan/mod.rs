@@ -1,0 +1,233 @@
+//! What a run takes, counted before it begins: memory, traffic and work of a rank, at 4 ranks as at 16,384, with no
+//! device and no tensor.
+//!
+//! The step's program is written as for a run ([`class`]), proved for all ranks ([`check`]), and gone through with
+//! the sizes of what each action handles ([`plan`]).
+
+mod sizes;
+
+use burn_titan_parallel::check::{Class, Footprint, Memory, Scope, check_all, operations};
+use burn_titan_parallel::host::bytes_sent;
+use burn_titan_parallel::{Axis, Mesh, step};
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::model::Model;
+use crate::optim::OptimizerError;
+use crate::trainer::{Prepared, TrainError, strategy};
+
+/// What a step of a run takes on its ranks. Bytes and operations are those of the first rank, whose shards are the
+/// largest; others' are an element smaller at most.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    /// The model.
+    pub model: ModelSize,
+    /// Ranks of the mesh.
+    pub ranks: usize,
+    /// The axes that arrange the ranks, outermost first.
+    pub mesh: Vec<AxisDegree>,
+    /// The step.
+    pub step: StepSize,
+    /// Memory of a rank.
+    pub memory: RankMemory,
+    /// What a rank sends in a step, by the axis along which its peers are.
+    pub sent: Vec<Traffic>,
+}
+
+/// The size of a model.
+#[derive(Debug, Clone, Serialize)]
+pub struct ModelSize {
+    /// Name of the family.
+    pub name: String,
+    /// Name of the flavor.
+    pub flavor: String,
+    /// Elements of all parameters.
+    pub parameters: u64,
+    /// Units that it is cut into.
+    pub units: usize,
+}
+
+/// An axis of the mesh.
+#[derive(Debug, Clone, Serialize)]
+pub struct AxisDegree {
+    /// Its name.
+    pub axis: String,
+    /// Ranks along it.
+    pub degree: usize,
+    /// What these share, or have each for themselves.
+    pub purpose: &'static str,
+}
+
+/// The size of a step.
+#[derive(Debug, Clone, Serialize)]
+pub struct StepSize {
+    /// Micro-batches of a rank.
+    pub micro_batches: usize,
+    /// Sequences of a micro-batch.
+    pub sequences: usize,
+    /// Tokens of a sequence.
+    pub seq_len: usize,
+    /// Tokens of all ranks.
+    pub tokens: u64,
+    /// Actions of a rank's program.
+    pub actions: usize,
+    /// Floating-point operations of all ranks, as MFU counts them: what is computed again is not among them.
+    pub flops: f64,
+}
+
+/// Memory of a rank, in bytes.
+#[derive(Debug, Clone, Serialize)]
+pub struct RankMemory {
+    /// When most is alive on the device.
+    pub peak: Peak,
+    /// The most of each purpose on the device; not all at one time.
+    pub most: Memory,
+    /// The most of each purpose in the host's memory, where `training.enable_cpu_offload` keeps it there.
+    pub host: Memory,
+    /// Units that do not say what they take on a micro-batch: of these only the parameters are counted.
+    pub not_counted: Vec<String>,
+}
+
+/// When most is alive.
+#[derive(Debug, Clone, Serialize)]
+pub struct Peak {
+    /// Bytes that are alive.
+    pub bytes: u64,
+    /// Position of the action in the program, from 0.
+    pub index: usize,
+    /// The action.
+    pub action: String,
+    /// What they are for.
+    pub memory: Memory,
+}
+
+/// What a rank sends along an axis.
+#[derive(Debug, Clone, Serialize)]
+pub struct Traffic {
+    /// `dp_shard`, `dp_replicate`, or `dp` for both together.
+    pub axis: String,
+    /// Ranks that exchange.
+    pub ranks: usize,
+    /// Collective operations.
+    pub operations: usize,
+    /// Payload that the rank sends, in bytes, with the algorithms of the communicators `local` and `tcp`
+    /// ([`bytes_sent`]).
+    pub bytes: u64,
+}
+
+/// The ranks that a config's degrees make; where `data_parallel_shard_degree` takes what is left, nothing is.
+pub fn fewest_ranks(config: &Config) -> usize {
+    let d = config.parallelism.degrees();
+    let factors = [d.pipeline, d.data_replicate, d.data_shard.max(1), d.context, d.tensor]
+        .map(|degree| degree.max(1));
+    factors.into_iter().fold(1, |ranks, degree| ranks.saturating_mul(degree as usize))
+}
+
+/// What every rank of a mesh does in a step, and with what sizes: all do the same.
+///
+/// # Errors
+/// If the optimizer's groups do not fit the model.
+pub fn class(config: &Config, model: &Model, mesh: &Mesh) -> Result<Class, OptimizerError> {
+    let (sizes, _) = sizes::sizes(config, model, mesh)?;
+    Ok(Class { program: step::training(model.units.len(), &strategy(config, mesh)), sizes })
+}
+
+/// Proves the step's programs on all of `ranks` ranks.
+///
+/// # Errors
+/// If there is no mesh of them, or a program is wrong.
+pub fn check(prepared: &Prepared, ranks: usize) -> Result<(), TrainError> {
+    let Prepared { config, model } = prepared;
+    let mesh = Mesh::new(config.parallelism.degrees(), ranks)?;
+    check_all(&mesh, &[class(config, model, &mesh)?], |_| 0)?;
+    Ok(())
+}
+
+/// What a step of a run takes on `ranks` ranks.
+///
+/// # Errors
+/// As [`check`].
+pub fn plan(prepared: &Prepared, ranks: usize) -> Result<Plan, TrainError> {
+    let Prepared { config, model } = prepared;
+    let mesh = Mesh::new(config.parallelism.degrees(), ranks)?;
+    let (sizes, not_counted) = sizes::sizes(config, model, &mesh)?;
+    let program = step::training(model.units.len(), &strategy(config, &mesh));
+    let class = Class { program, sizes };
+    let footprints = check_all(&mesh, std::slice::from_ref(&class), |_| 0)?;
+    let training = &config.training;
+    let micro_batches = class.program.micro_batches;
+    let tokens = (micro_batches * training.local_batch_size * training.seq_len) as u64
+        * mesh.data_parallel() as u64;
+    Ok(Plan {
+        model: ModelSize {
+            name: config.model.name.clone(),
+            flavor: config.model.flavor.clone(),
+            parameters: model.parameter_count(),
+            units: model.units.len(),
+        },
+        ranks,
+        mesh: Axis::ALL.into_iter().map(|axis| axis_degree(&mesh, axis)).collect(),
+        step: StepSize {
+            micro_batches,
+            sequences: training.local_batch_size,
+            seq_len: training.seq_len,
+            tokens,
+            actions: class.program.actions.len(),
+            flops: tokens as f64 * model.flops_per_token(training.seq_len),
+        },
+        memory: rank_memory(&footprints[0], not_counted),
+        sent: traffic(&class, &mesh),
+    })
+}
+
+fn axis_degree(mesh: &Mesh, axis: Axis) -> AxisDegree {
+    let purpose = match axis {
+        Axis::Pipeline => "each has some of the units",
+        Axis::DataReplicate => "each has a copy of the model, and samples of its own",
+        Axis::DataShard => {
+            "share parameters, gradients and optimizer state; each has samples of its own"
+        }
+        Axis::Context => "share each sequence",
+        Axis::Tensor => "share each matrix product",
+        Axis::Expert | Axis::ExpertShard => "share the experts",
+    };
+    AxisDegree { axis: axis.to_string(), degree: mesh.degree(axis), purpose }
+}
+
+fn rank_memory(footprint: &Footprint, not_counted: Vec<String>) -> RankMemory {
+    let Footprint { peak, most, host } = footprint;
+    RankMemory {
+        peak: Peak {
+            bytes: peak.memory.total(),
+            index: peak.index,
+            action: peak.action.to_string(),
+            memory: peak.memory,
+        },
+        most: *most,
+        host: *host,
+        not_counted,
+    }
+}
+
+/// What the first rank sends.
+fn traffic(class: &Class, mesh: &Mesh) -> Vec<Traffic> {
+    let Class { program, sizes } = class;
+    let mut sent: Vec<Traffic> = Scope::ALL
+        .into_iter()
+        .map(|scope| {
+            let (axis, ranks) = (scope.to_string(), scope.size(mesh));
+            Traffic { axis, ranks, operations: 0, bytes: 0 }
+        })
+        .collect();
+    for action in &program.actions {
+        for operation in operations(action, program.micro_batches, sizes) {
+            let traffic = &mut sent[operation.scope as usize];
+            let bytes =
+                bytes_sent(operation.kind, traffic.ranks, operation.count, operation.element);
+            traffic.operations += 1;
+            traffic.bytes += bytes;
+        }
+    }
+    sent.retain(|traffic| traffic.ranks > 1);
+    sent
+}

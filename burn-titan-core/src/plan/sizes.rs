@@ -1,0 +1,116 @@
+//! The sizes of what a step's actions handle, from a model's skeleton and a config.
+
+use burn_titan_parallel::check::{Sizes, Tied, UnitSizes};
+use burn_titan_parallel::host::Element;
+use burn_titan_parallel::{Axis, Mesh};
+
+use crate::config::{ComputeDtype, Config, DeviceKind, OptimizerKind, ReduceDtype};
+use crate::executor::{Layout, Sharding, UnitLayout};
+use crate::model::{Model, ParameterSpec, Workload};
+use crate::optim::{OptimizerError, parameter_rules};
+use crate::trainer::compute_dtype;
+
+/// The sizes on the first rank of a mesh, and the units that do not say what they take on a micro-batch.
+pub(super) fn sizes(
+    config: &Config,
+    model: &Model,
+    mesh: &Mesh,
+) -> Result<(Sizes, Vec<String>), OptimizerError> {
+    let shards = mesh.degree(Axis::DataShard);
+    let layout = Layout::new(model, Sharding { rank: 0, ranks: shards });
+    let training = &config.training;
+    let native = training.device == DeviceKind::Flex;
+    let workload = Workload {
+        batch: training.local_batch_size,
+        seq: training.seq_len,
+        compute: compute_dtype(config.precision.compute),
+        native,
+    };
+    let mut not_counted = Vec::new();
+    let units = model.units.iter().enumerate().map(|(number, unit)| {
+        let activations = unit.activations(&workload);
+        if activations.is_none() {
+            not_counted.push(unit.name().to_string());
+        }
+        let UnitLayout { owned, tied, .. } = layout.unit(number);
+        let here = |spec: &ParameterSpec| layout.piece(&spec.name, 0).len();
+        let tied = tied.iter().map(|spec| Tied {
+            owner: layout.owner(&spec.name),
+            elements: spec.elements(),
+            shard: here(spec),
+        });
+        UnitSizes {
+            owned: owned.iter().map(ParameterSpec::elements).sum(),
+            shard: owned.iter().map(here).sum(),
+            tied: tied.collect(),
+            activations: activations.unwrap_or_default(),
+        }
+    });
+    let units = units.collect();
+    let optimizer = OptimizerSizes::new(config, &layout, shards)?;
+    let sizes = Sizes {
+        units,
+        shards,
+        replicas: mesh.degree(Axis::DataReplicate),
+        compute: match config.precision.compute {
+            ComputeDtype::Float32 => Element::F32,
+            ComputeDtype::Bfloat16 => Element::BF16,
+        },
+        reduce: match config.precision.reduce {
+            ReduceDtype::Float32 => Element::F32,
+            ReduceDtype::Bfloat16 => Element::BF16,
+        },
+        separate: !native,
+        offload: training.enable_cpu_offload && !native,
+        optimizer_state: optimizer.state,
+        gathered_by_optimizer: optimizer.gathered,
+        optimizer_working: optimizer.working,
+        // Token, target, first key and position, each of 32 bits.
+        micro_batch: 16 * workload.tokens() as u64,
+    };
+    Ok((sizes, not_counted))
+}
+
+/// What the optimizer takes.
+struct OptimizerSizes {
+    /// Bytes of its state on this rank.
+    state: u64,
+    /// Elements of the matrices that it gathers to their owners.
+    gathered: usize,
+    /// Most bytes that it holds while it updates.
+    working: u64,
+}
+
+impl OptimizerSizes {
+    fn new(config: &Config, layout: &Layout, shards: usize) -> Result<Self, OptimizerError> {
+        let specs: Vec<ParameterSpec> = layout.parameters().cloned().collect();
+        let rules = parameter_rules(&config.optimizer, &specs)?;
+        let (mut state, mut matrices) = (0, Vec::new());
+        for spec in &specs {
+            let here = layout.piece(&spec.name, 0).len();
+            state += match rules[&spec.name].kind {
+                OptimizerKind::Adamw => 2 * here,
+                OptimizerKind::Muon => {
+                    matrices.push((spec, here));
+                    here
+                }
+            };
+        }
+        // A matrix, its multiple of itself and the product that is added to it (which the CPU clears in a copy), and
+        // two squares of its smaller side.
+        let orthogonalised = |spec: &ParameterSpec| {
+            let smaller = spec.shape.iter().min().copied().unwrap_or(0);
+            5 * spec.elements() + 3 * smaller * smaller
+        };
+        let largest = matrices.iter().map(|(spec, _)| orthogonalised(spec)).max().unwrap_or(0);
+        let elements: usize = matrices.iter().map(|(spec, _)| spec.elements()).sum();
+        let pieces: usize = matrices.iter().map(|(_, here)| here).sum();
+        // Ranks hold the updates of all matrices at once: their pieces, packed, received, and put together.
+        let exchanged = if shards > 1 { 4 * pieces } else { 0 };
+        Ok(Self {
+            state: 4 * state as u64,
+            gathered: if shards > 1 { elements } else { 0 },
+            working: 4 * (exchanged + largest) as u64,
+        })
+    }
+}

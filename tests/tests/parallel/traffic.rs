@@ -1,0 +1,95 @@
+//! What `plan` says that ranks send is what they send.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use burn_titan_core::plan::plan;
+use burn_titan_core::trainer::prepare;
+use burn_titan_parallel::World;
+use burn_titan_parallel::host::mailbox::{Failure, Mailbox};
+use burn_titan_parallel::host::{Call, Links, LocalLinks, Peer};
+use burn_titan_tests::runs::Run;
+
+/// Links of threads that count the bytes they send.
+struct Counting {
+    links: LocalLinks,
+    sent: AtomicU64,
+}
+
+impl Links for Counting {
+    fn rank(&self) -> usize {
+        self.links.rank()
+    }
+
+    fn world_size(&self) -> usize {
+        self.links.world_size()
+    }
+
+    fn peer(&self, rank: usize) -> Peer {
+        self.links.peer(rank)
+    }
+
+    fn mailbox(&self) -> &Arc<Mailbox> {
+        self.links.mailbox()
+    }
+
+    fn send(
+        &self,
+        to: usize,
+        group: u64,
+        call: &Call,
+        step: u32,
+        payload: &[u8],
+    ) -> Result<(), Failure> {
+        self.sent.fetch_add(payload.len() as u64, Relaxed);
+        self.links.send(to, group, call, step, payload)
+    }
+
+    fn abort(&self, reason: &str) {
+        self.links.abort(reason);
+    }
+}
+
+/// Bytes that the first of `ranks` ranks sends in a run of so many steps.
+fn sent(ranks: usize, steps: usize, words: &[&str]) -> u64 {
+    let links: Vec<Arc<Counting>> = LocalLinks::world(ranks)
+        .into_iter()
+        .map(|links| Arc::new(Counting { links, sent: AtomicU64::new(0) }))
+        .collect();
+    let timeout = Duration::from_secs(120);
+    let worlds = links.iter().map(|links| World::over(links.clone(), timeout)).collect();
+    let steps = format!("training.steps={steps}");
+    let words = [words, &[steps.as_str(), "checkpoint.enable=false"]].concat();
+    Run::odd().try_train_on(worlds, &words).unwrap_or_else(|error| panic!("{error}"));
+    links[0].sent.load(Relaxed)
+}
+
+#[test]
+fn ranks_send_what_is_planned() {
+    let full = "activation_checkpoint.mode=full";
+    let cases: [(usize, &[&str]); 6] = [
+        (4, &[]),
+        (3, &["training.global_batch_size=18", full]),
+        (2, &["precision.compute=bfloat16", "precision.reduce=bfloat16"]),
+        (4, &["parallelism.data_parallel_replicate_degree=2", full]),
+        (4, &["parallelism.data_parallel_replicate_degree=4"]),
+        (2, &["model.overrides.tie_embeddings=true"]),
+    ];
+    for (ranks, words) in cases {
+        let run = Run::odd();
+        let owned: Vec<String> = words.iter().map(ToString::to_string).collect();
+        let registry = burn_titan_models::registry();
+        let prepared = prepare(&run.path("run.yaml"), &owned, &registry, Some(ranks))
+            .unwrap_or_else(|error| panic!("{error}"));
+        let planned = plan(&prepared, ranks).unwrap_or_else(|error| panic!("{error}")).sent;
+        let planned: u64 = planned.iter().map(|along| along.bytes).sum();
+        let step = sent(ranks, 4, words) - sent(ranks, 3, words);
+        // Beside the program, ranks tell each other a few counts.
+        let counts = step.checked_sub(planned);
+        assert!(
+            counts.is_some_and(|counts| counts < 1024),
+            "{ranks} ranks, {words:?}: {step} bytes, planned {planned}"
+        );
+    }
+}
