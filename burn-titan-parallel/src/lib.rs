@@ -15,6 +15,7 @@ pub mod join;
 pub mod launch;
 pub mod mesh;
 pub mod mpi;
+pub mod nccl;
 pub mod placement;
 pub mod program;
 pub mod step;
@@ -27,6 +28,7 @@ pub use communicator::{
 pub use join::WorldOptions;
 pub use mesh::{Axis, Degrees, Mesh, MeshError};
 pub use mpi::MpiError;
+pub use nccl::NcclError;
 pub use placement::Placement;
 pub use program::{Action, Keep, Program};
 pub use trace::Trace;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use burn::tensor::Device;
 use sha2::{Digest, Sha256};
 
 use crate::communicator::{Communicator, HostCommunicator, OneRank};
@@ -13,6 +14,9 @@ use crate::launch::Launch;
 use crate::mpi::MpiError;
 #[cfg(feature = "mpi")]
 use crate::mpi::{GroupOptions, MpiConfig, MpiWorld};
+use crate::nccl::NcclError;
+#[cfg(feature = "nccl")]
+use crate::nccl::NcclWorld;
 use crate::trace::Trace;
 
 /// One rank of a world: who it is, and how it reaches the others.
@@ -22,6 +26,9 @@ pub struct World {
     /// How long an operation waits for a peer.
     timeout: Duration,
     trace: Trace,
+    /// The GPU whose memory goes by NCCL.
+    #[cfg(feature = "nccl")]
+    nccl: Option<NcclWorld>,
 }
 
 /// How a rank reaches the others.
@@ -99,7 +106,33 @@ impl World {
     }
 
     fn with(engine: Engine, timeout: Duration) -> Self {
-        Self { engine, timeout, trace: Trace::default() }
+        Self {
+            engine,
+            timeout,
+            trace: Trace::default(),
+            #[cfg(feature = "nccl")]
+            nccl: None,
+        }
+    }
+
+    /// The same rank, whose new communicators exchange the memory of this GPU by NCCL. Every rank of a host has
+    /// another GPU.
+    ///
+    /// # Errors
+    /// If the program was built without NCCL, the library is not installed, or the device is none of NVIDIA's.
+    #[cfg(feature = "nccl")]
+    pub fn with_nccl(&self, device: &Device) -> Result<Self, JoinError> {
+        let nccl = NcclWorld::new(device, self.timeout).map_err(NcclError::into_join_error)?;
+        Ok(Self { nccl: Some(nccl), ..self.clone() })
+    }
+
+    /// As with the feature `nccl`, without which it refuses.
+    ///
+    /// # Errors
+    /// Always: the program was built without NCCL.
+    #[cfg(not(feature = "nccl"))]
+    pub fn with_nccl(&self, _: &Device) -> Result<Self, JoinError> {
+        Err(NcclError::NotBuilt.into_join_error())
     }
 
     /// This rank.
@@ -135,18 +168,33 @@ impl World {
     /// A communicator among `members` (ranks of the world, in order, this one included). Each of them asks
     /// for it with the same `purpose`; groups of another purpose, or of other members, do not disturb it.
     ///
-    /// MPI's wait for each other here; ranks in several groups ask for them in the same order.
+    /// Those of MPI and NCCL wait for each other here; ranks in several groups ask for them in the same order.
     ///
     /// # Errors
-    /// If the system has no thread left for it, or MPI does not make it in time.
+    /// If the system has no thread left for it, or MPI or NCCL does not make it in time.
     pub fn communicator(
+        &self,
+        purpose: &str,
+        members: &[usize],
+    ) -> Result<Box<dyn Communicator>, CommError> {
+        if members.len() <= 1 {
+            return Ok(Box::new(OneRank));
+        }
+        let host = self.host_communicator(purpose, members)?;
+        #[cfg(feature = "nccl")]
+        if let Some(nccl) = &self.nccl {
+            return Ok(Box::new(nccl.join(host, self.timeout)?));
+        }
+        Ok(host)
+    }
+
+    fn host_communicator(
         &self,
         purpose: &str,
         members: &[usize],
     ) -> Result<Box<dyn Communicator>, CommError> {
         let id = group_id(purpose, members);
         match &self.engine {
-            _ if members.len() <= 1 => Ok(Box::new(OneRank)),
             Engine::Alone => Ok(Box::new(OneRank)),
             Engine::Links(links) => {
                 let group = Group::new(links.clone(), members.to_vec(), id, self.timeout);
@@ -212,7 +260,7 @@ fn group_id(purpose: &str, members: &[usize]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::{Device, Tensor};
+    use burn::tensor::Tensor;
 
     #[test]
     fn groups_of_other_purposes_do_not_disturb_each_other() {

@@ -12,6 +12,13 @@ use crate::flex::simd_fn;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceError(String);
 
+impl DeviceError {
+    #[cfg(feature = "cuda")]
+    pub(crate) fn new(message: String) -> Self {
+        Self(message)
+    }
+}
+
 impl std::fmt::Display for DeviceError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)

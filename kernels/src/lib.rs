@@ -21,6 +21,8 @@ pub mod cross_entropy;
 #[cfg(feature = "cube")]
 mod cube;
 pub mod device;
+#[cfg(feature = "cuda")]
+pub mod device_memory;
 pub mod embedding;
 mod flex;
 pub mod inject;

@@ -56,6 +56,33 @@ impl Buffer {
         }
     }
 
+    /// The device that holds it.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn device(&self) -> Device {
+        match self {
+            Self::Float(tensor) => tensor.device(),
+            Self::Int(tensor) => tensor.device(),
+        }
+    }
+
+    /// The type of its elements.
+    ///
+    /// # Errors
+    /// If the dtype is none that is exchanged.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn element(&self) -> Result<Element, CommError> {
+        self.kind().map(|kind| kind.element)
+    }
+
+    /// So many elements of the same kind, whatever they hold.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn empty_like(&self, elements: usize) -> Self {
+        match self {
+            Self::Float(x) => Tensor::<1>::empty([elements], (&x.device(), x.dtype())).into(),
+            Self::Int(x) => Tensor::<1, Int>::empty([elements], (&x.device(), x.dtype())).into(),
+        }
+    }
+
     /// What is needed to make a buffer of the same kind from bytes.
     ///
     /// # Errors

@@ -78,11 +78,21 @@ pub enum CommError {
         /// What this rank was doing.
         call: Option<Call>,
     },
-    /// A collective of MPI was not done in time. MPI does not say which rank is to blame.
+    /// NCCL or CUDA reports an error.
+    #[error("NCCL fails in {}: {cause}", during(.call))]
+    Nccl {
+        /// What it says.
+        cause: String,
+        /// What this rank was doing.
+        call: Option<Call>,
+    },
+    /// An operation of MPI or NCCL was not done in time. They do not say which rank is to blame.
     #[error(
-        "{call}: not done within {} s among {size} ranks: one of them is lost or late, and MPI does not say which", .after.as_secs_f64()
+        "{call}: not done within {} s among {size} ranks: one of them is lost or late, and {library} does not say which", .after.as_secs_f64()
     )]
     Unfinished {
+        /// Whose operation.
+        library: &'static str,
         /// What this rank was doing.
         call: Call,
         /// How long this rank waited.

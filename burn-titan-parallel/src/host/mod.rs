@@ -4,6 +4,9 @@
 //! [`Group`] makes collective operations of them; a [`Queue`] runs a group's operations one after the
 //! other beside the training thread. What a queue does, any [`Exchange`] does.
 
+#[cfg(any(feature = "mpi", feature = "nccl", test))]
+#[cfg_attr(not(any(feature = "mpi", feature = "nccl")), allow(dead_code))]
+pub(crate) mod beat;
 pub mod call;
 pub mod element;
 pub mod error;

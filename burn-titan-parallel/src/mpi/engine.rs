@@ -4,8 +4,6 @@
 //! built without, callers could call MPI themselves; but somebody must drive operations along while the callers
 //! compute, so there would be such a thread even then, and locks besides.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::time::{Duration, Instant};
 
@@ -17,6 +15,7 @@ use super::error::MpiError;
 use super::group::{Group, GroupOptions, Reply};
 use super::library::Comm;
 use super::transfer::Channel;
+use crate::host::beat::Beat;
 use crate::host::{Call, CommError, Peer, Task};
 
 /// How often the library is asked again at once, which takes about a millisecond, before the thread pauses
@@ -49,30 +48,6 @@ pub struct Facts {
     pub rank: usize,
     /// All ranks, in order.
     pub peers: Vec<Peer>,
-}
-
-/// When MPI's thread was last seen between two calls of the library.
-#[derive(Debug, Clone)]
-pub struct Beat {
-    start: Instant,
-    millis: Arc<AtomicU64>,
-}
-
-impl Beat {
-    /// The thread is seen now.
-    pub fn new() -> Self {
-        Self { start: Instant::now(), millis: Arc::default() }
-    }
-
-    fn seen(&self) {
-        self.millis.store(self.start.elapsed().as_millis() as u64, Ordering::Relaxed);
-    }
-
-    /// How long ago it was seen.
-    pub fn age(&self) -> Duration {
-        let seen = Duration::from_millis(self.millis.load(Ordering::Relaxed));
-        self.start.elapsed().saturating_sub(seen)
-    }
 }
 
 /// How the thread works.

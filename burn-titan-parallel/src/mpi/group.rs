@@ -245,7 +245,9 @@ impl Ranks {
     fn late(&self, operation: &Operation) -> CommError {
         let (call, after) = (operation.call, self.timeout);
         match operation.sequence {
-            Sequence::Collectives => CommError::Unfinished { call, after, size: self.data.size },
+            Sequence::Collectives => {
+                CommError::Unfinished { library: "MPI", call, after, size: self.data.size }
+            }
             Sequence::To(peer) | Sequence::From(peer) => {
                 CommError::TimedOut { peer: self.peers[peer].clone(), after, call: Some(call) }
             }

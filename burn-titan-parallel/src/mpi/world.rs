@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use burn::tensor::Bytes;
 
-use super::engine::{self, Beat, Command, Facts, Settings};
+use super::engine::{self, Command, Facts, Settings};
 use super::error::MpiError;
 use super::group::GroupOptions;
+use crate::host::beat::{Beat, NoResult};
 use crate::host::exchange::Numbers;
 use crate::host::{Call, CommError, Exchange, Pending, Task};
 use crate::launch::Launch;
@@ -149,27 +150,19 @@ impl Thread {
         let _ = self.commands.send(command);
     }
 
-    /// Waits for a result. The thread keeps the time-out of operations; this is for calls of the library that
-    /// do not come back.
     fn wait<T>(
         &self,
         result: &Receiver<Result<T, CommError>>,
         call: Option<Call>,
     ) -> Result<T, CommError> {
-        let start = Instant::now();
-        loop {
-            match result.recv_timeout(self.timeout.min(Duration::from_secs(1))) {
-                Ok(result) => return result,
-                Err(RecvTimeoutError::Disconnected) => return Err(ended()),
-                Err(RecvTimeoutError::Timeout) => {
-                    if self.beat.age().min(start.elapsed()) > self.timeout {
-                        let seconds = self.timeout.as_secs_f64();
-                        let cause = format!("a call of the library takes longer than {seconds} s");
-                        return Err(CommError::Mpi { cause, call });
-                    }
-                }
+        self.beat.wait(result, self.timeout).unwrap_or_else(|none| match none {
+            NoResult::Ended => Err(ended()),
+            NoResult::Stuck => {
+                let seconds = self.timeout.as_secs_f64();
+                let cause = format!("a call of the library takes longer than {seconds} s");
+                Err(CommError::Mpi { cause, call })
             }
-        }
+        })
     }
 }
 
