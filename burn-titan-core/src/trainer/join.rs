@@ -20,12 +20,8 @@ pub fn join(config: &Config, launch: &Launch) -> Result<World, TrainError> {
         _ if launch.world_size == 1 => World::alone(),
         CommBackend::Mpi => World::over_mpi(launch, &options)?,
         CommBackend::Auto if by_mpi => World::over_mpi(launch, &options)?,
-        CommBackend::Auto | CommBackend::Tcp => World::join(launch, &options)?,
-        // Checked configs do not ask for it.
-        CommBackend::Nccl => {
-            let lacking = "comm.backend: this build has no `nccl`";
-            return Err(JoinError::Config(lacking.into()).into());
-        }
+        // NCCL's ranks find each other so too; the device comes later.
+        CommBackend::Auto | CommBackend::Tcp | CommBackend::Nccl => World::join(launch, &options)?,
     };
     Ok(world)
 }

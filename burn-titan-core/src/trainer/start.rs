@@ -12,7 +12,9 @@ use super::{
     prepare, state,
 };
 use crate::checkpoint::{OneWriter, Saver, Writers};
-use crate::config::{ActivationCheckpointMode, Config, ReduceDtype, ReshardAfterForward};
+use crate::config::{
+    ActivationCheckpointMode, CommBackend, Config, ReduceDtype, ReshardAfterForward,
+};
 use crate::data::{Loader, LoaderOptions, StreamOptions};
 use crate::executor::{Executor, Groups, ParameterStore, Precision, Sharding};
 use crate::hf::HfFolder;
@@ -52,7 +54,10 @@ impl Trainer {
             false => device.clone(),
         };
         let mesh = Mesh::new(config.parallelism.degrees(), world.size())?;
-        let groups = Groups::new(world, &mesh)?;
+        let groups = match config.comm.backend {
+            CommBackend::Nccl => Groups::new(&world.with_nccl(&device)?, &mesh)?,
+            _ => Groups::new(world, &mesh)?,
+        };
         let data = DataRank::of(world, &mesh);
         let sharding = Sharding { rank: groups.shard.rank(), ranks: groups.shard.size() };
         let specs = model.parameters();

@@ -6,7 +6,7 @@ use burn_titan_parallel::Mesh;
 use burn_titan_parallel::launch::MOST_RANKS;
 
 use super::Rules;
-use crate::config::schema::CommBackend;
+use crate::config::schema::{CommBackend, DeviceKind};
 
 const REPLICATE: &str = "parallelism.data_parallel_replicate_degree";
 const SHARD: &str = "parallelism.data_parallel_shard_degree";
@@ -96,6 +96,15 @@ impl Rules<'_> {
             let message = format!("`{LISTEN}`: expected an IP address, found `{address}`");
             let hint = "for example `10.0.0.5`, or `0.0.0.0` for all interfaces";
             self.report(&[LISTEN], &message, Some(hint));
+        }
+        let (device, offload) =
+            (self.config.training.device, self.config.training.enable_cpu_offload);
+        let on_gpu = device == DeviceKind::Cuda && !offload;
+        const PLACE: [&str; 3] = [BACKEND, "training.device", "training.enable_cpu_offload"];
+        if comm.backend == CommBackend::Nccl && !on_gpu && self.usable(&PLACE) {
+            let message = format!("`{BACKEND}`: `nccl` exchanges the memory of GPUs");
+            let hint = "it needs `training.device: cuda`, and no `training.enable_cpu_offload`";
+            self.report(&PLACE, &message, Some(hint));
         }
         let own = matches!(comm.backend, CommBackend::Auto | CommBackend::Tcp);
         if debug.link_mbit_per_second.is_some() && !own && self.usable(&[BACKEND, LINK]) {

@@ -95,7 +95,7 @@ impl CommBackend {
         match self {
             Self::Auto | Self::Tcp => true,
             Self::Mpi => burn_titan_parallel::mpi::BUILT,
-            Self::Nccl => false,
+            Self::Nccl => burn_titan_parallel::nccl::BUILT,
         }
     }
 }
