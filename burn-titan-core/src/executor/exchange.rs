@@ -12,7 +12,7 @@ use super::{GradientStore, Machine, ParameterStore};
 use crate::model::ParameterSpec;
 
 /// Elements that share a scale where they travel as int8.
-const BLOCK: usize = 256;
+pub(crate) const BLOCK: usize = 256;
 
 /// A unit's full parameters on their way here; nothing where this rank holds them.
 pub(super) struct Gathering {

@@ -15,6 +15,7 @@ use burn::tensor::{DType, Device, Tensor};
 use burn_titan_parallel::{Action, CommError, Program, step};
 use thiserror::Error;
 
+pub(crate) use exchange::BLOCK;
 pub use groups::Groups;
 pub use layout::{Layout, Sharding, UnitLayout};
 pub use non_finite::{MicroBatch, NonFinite};

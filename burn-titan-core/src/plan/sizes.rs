@@ -1,11 +1,11 @@
 //! The sizes of what a step's actions handle, from a model's skeleton and a config.
 
-use burn_titan_parallel::check::{Sizes, Tied, UnitSizes};
+use burn_titan_parallel::check::{Quantized, Sizes, Tied, UnitSizes};
 use burn_titan_parallel::host::Element;
 use burn_titan_parallel::{Axis, Mesh};
 
 use crate::config::{ComputeDtype, Config, DeviceKind, OptimizerKind, ReduceDtype};
-use crate::executor::{Layout, Sharding, UnitLayout};
+use crate::executor::{BLOCK, Layout, Sharding, UnitLayout};
 use crate::model::{Model, ParameterSpec, Workload};
 use crate::optim::{OptimizerError, parameter_rules};
 use crate::trainer::compute_dtype;
@@ -61,6 +61,11 @@ pub(super) fn sizes(
             ReduceDtype::Bfloat16 => Element::BF16,
         },
         separate: !native,
+        quantized: Quantized {
+            parameters: config.comm.quantize.parameters(),
+            gradients: config.comm.quantize.gradients(),
+            block: BLOCK,
+        },
         offload: training.enable_cpu_offload && !native,
         optimizer_state: optimizer.state,
         gathered_by_optimizer: optimizer.gathered,

@@ -87,21 +87,38 @@ pub fn operations(action: &Action, micro_batches: usize, sizes: &Sizes) -> Vec<O
     let of = |unit: usize| &sizes.units[unit];
     let operation =
         |scope, kind, unit, count, element| Operation { scope, kind, unit, count, element };
+    // The words and the scales of int8 blocks, of which each rank has so many to send.
+    let quantized = |kind, unit, blocks| {
+        let words = sizes.quantized.words(blocks);
+        [(words, Element::I32), (blocks, Element::F32)].map(|(count, element)| {
+            operation(Scope::Shard, kind, Some(unit), shards * count, element)
+        })
+    };
     let all = match *action {
         Action::Gather { unit } => {
-            let gather =
-                |count| operation(Scope::Shard, Kind::AllGather, Some(unit), count, compute);
-            let tied = of(unit).tied.iter().map(|tied| gather(tied.elements));
-            let owned = (of(unit).owned > 0).then(|| gather(of(unit).owned));
-            owned.into_iter().chain(tied).collect()
+            let tied = of(unit).tied.iter().map(|tied| tied.elements);
+            let parts = std::iter::once(of(unit).owned).filter(|owned| *owned > 0).chain(tied);
+            let gather = |count| match sizes.gathered_blocks(count) {
+                Some(blocks) => quantized(Kind::AllGather, unit, blocks).to_vec(),
+                None => {
+                    vec![operation(Scope::Shard, Kind::AllGather, Some(unit), count, compute)]
+                }
+            };
+            parts.flat_map(gather).collect()
         }
         Action::ReduceGradients { unit } if of(unit).owned > 0 => {
             let count = of(unit).owned;
-            vec![operation(Scope::Shard, Kind::ReduceScatter, Some(unit), count, reduce)]
+            match sizes.reduced_blocks(count) {
+                // Each rank sends every other its part of the blocks.
+                Some(blocks) => quantized(Kind::AllToAll, unit, shards * blocks).to_vec(),
+                None => {
+                    vec![operation(Scope::Shard, Kind::ReduceScatter, Some(unit), count, reduce)]
+                }
+            }
         }
         Action::AllReduceGradients { unit } if of(unit).owned > 0 => {
-            let count = of(unit).shard;
-            vec![operation(Scope::Replicate, Kind::AllReduce, Some(unit), count, reduce)]
+            let (count, sum) = (of(unit).shard, sizes.sum(of(unit).owned));
+            vec![operation(Scope::Replicate, Kind::AllReduce, Some(unit), count, sum)]
         }
         Action::ClipGradientNorm => vec![
             // The losses of all micro-batches, and the sum of the squares of all gradients.

@@ -23,7 +23,7 @@ use crate::program::Program;
 pub use group::{Disagreement, Operation, Scope, Stuck, operations};
 pub use memory::{Footprint, Memory, Moment};
 pub use rank::{ProgramError, check};
-pub use sizes::{Activations, Sizes, Tied, UnitSizes};
+pub use sizes::{Activations, Quantized, Sizes, Tied, UnitSizes};
 pub use walk::footprint;
 
 /// Ranks that do the same with tensors of the same sizes.

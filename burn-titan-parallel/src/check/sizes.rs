@@ -15,6 +15,8 @@ pub struct Sizes {
     pub compute: Element,
     /// In which gradients are summed over ranks.
     pub reduce: Element,
+    /// What travels as int8 between the ranks that share the parameters.
+    pub quantized: Quantized,
     /// Whether the device that computes has memory of its own, away from the host's, where messages are.
     pub separate: bool,
     /// Whether parameters, their gradients and the optimizer's state rest in the host's memory, where that is another.
@@ -27,6 +29,52 @@ pub struct Sizes {
     pub optimizer_working: u64,
     /// Bytes of a micro-batch's tokens and targets, and what goes with them.
     pub micro_batch: u64,
+}
+
+/// What travels as int8 blocks ([`crate::communicator::all_gather_quantized`] and its like).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Quantized {
+    /// Whether parameters do.
+    pub parameters: bool,
+    /// Whether gradients do.
+    pub gradients: bool,
+    /// Elements that share a scale; a multiple of 4.
+    pub block: usize,
+}
+
+impl Quantized {
+    /// Words of four numbers in so many blocks.
+    pub(super) fn words(&self, blocks: usize) -> usize {
+        blocks * self.block / 4
+    }
+
+    /// Bytes of so many blocks: a number for each element, and a scale.
+    pub(super) fn bytes(&self, blocks: usize) -> u64 {
+        (blocks * (self.block + 4)) as u64
+    }
+}
+
+impl Sizes {
+    /// Blocks of the largest shard of so many elements of a unit's parameters, if they are gathered as such. Where a
+    /// rank has none of the elements, they are not.
+    pub(super) fn gathered_blocks(&self, elements: usize) -> Option<usize> {
+        self.quantized.parameters.then(|| self.blocks(elements)).flatten()
+    }
+
+    /// The same of the gradients that are reduced.
+    pub(super) fn reduced_blocks(&self, elements: usize) -> Option<usize> {
+        self.quantized.gradients.then(|| self.blocks(elements)).flatten()
+    }
+
+    /// The dtype of the sum of a unit's gradients over the ranks that share them.
+    pub(super) fn sum(&self, elements: usize) -> Element {
+        if self.reduced_blocks(elements).is_some() { Element::F32 } else { self.reduce }
+    }
+
+    fn blocks(&self, elements: usize) -> Option<usize> {
+        let shared = self.shards > 1 && elements >= self.shards;
+        shared.then(|| elements.div_ceil(self.shards).div_ceil(self.quantized.block))
+    }
 }
 
 /// The sizes of a unit.

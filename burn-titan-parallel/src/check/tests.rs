@@ -46,6 +46,7 @@ fn sizes(units: usize, replicas: usize, shards: usize) -> Sizes {
         replicas,
         compute: Element::F32,
         reduce: Element::F32,
+        quantized: Quantized::default(),
         separate: false,
         offload: false,
         optimizer_state: 0,

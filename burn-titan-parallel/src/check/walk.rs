@@ -31,7 +31,8 @@ type Ticket = (Scope, usize);
 
 /// A unit's full parameters on their way.
 struct Gathering {
-    full: Tensor,
+    /// The parameters, or the blocks that they are made of.
+    arriving: Tensor,
     _sent: Tensor,
     ticket: Ticket,
 }
@@ -42,7 +43,7 @@ enum Reducing {
     Here(Tensor),
     Summing {
         /// The whole bucket, while it is summed over the ranks that share the parameters.
-        _whole: Option<Tensor>,
+        whole: Option<Tensor>,
         /// This rank's shard of the sum.
         shard: Tensor,
         ticket: Ticket,
@@ -141,33 +142,48 @@ impl<'a> Walk<'a> {
     }
 
     fn gather(&mut self, unit: usize) {
-        let Sizes { shards, compute, .. } = *self.sizes;
+        let Sizes { shards, compute, quantized, .. } = *self.sizes;
         if shards == 1 {
             return;
         }
-        let UnitSizes { shard, tied, .. } = self.unit(unit);
-        let pieces = *shard + tied.iter().map(|tied| tied.shard).sum::<usize>();
-        let sent = bytes(pieces, compute);
-        let gathered = bytes(self.unit(unit).elements(), compute);
+        let UnitSizes { owned, shard, tied, .. } = self.unit(unit);
+        let tied = tied.iter().map(|tied| (tied.elements, tied.shard));
+        let (mut sent, mut arriving) = (0, Memory::default());
+        for (elements, shard) in std::iter::once((*owned, *shard)).chain(tied) {
+            if let Some(blocks) = self.sizes.gathered_blocks(elements) {
+                sent += quantized.bytes(blocks);
+                arriving.buckets += quantized.bytes(shards * blocks);
+            } else {
+                sent += bytes(shard, compute);
+                arriving.gathered += bytes(elements, compute);
+            }
+        }
         let _sent = self.bucket(sent);
-        let full = self.at_home(Memory { gathered, ..Memory::default() });
+        let arriving = self.at_home(arriving);
         let ticket = self.exchange(Scope::Shard, shards, sent);
-        self.gathering[unit] = Some(Gathering { full, _sent, ticket });
+        self.gathering[unit] = Some(Gathering { arriving, _sent, ticket });
     }
 
     fn unshard(&mut self, unit: usize) {
         let Sizes { shards, compute, offload, .. } = *self.sizes;
         let gathered = bytes(self.unit(unit).elements(), compute);
-        let gathering = self.gathering[unit].take();
-        if let Some(gathering) = &gathering {
-            self.arrived(gathering.ticket);
-        }
-        self.unsharded[unit] = match gathering {
-            Some(gathering) if !offload => Some(gathering.full),
-            // The parameters at rest are full, and of the dtype to compute in.
-            None if shards == 1 && compute == Element::F32 && !offload => None,
-            _ => Some(self.hold(Memory { gathered, ..Memory::default() })),
+        let Some(gathering) = self.gathering[unit].take() else {
+            // The parameters at rest are full, and may be of the dtype and in the place to compute.
+            let as_they_are = shards == 1 && compute == Element::F32 && !offload;
+            let full = (!as_they_are).then(|| self.hold(Memory { gathered, ..Memory::default() }));
+            self.unsharded[unit] = full;
+            return;
         };
+        self.arrived(gathering.ticket);
+        let blocks = gathering.arriving.memory.buckets > 0;
+        self.unsharded[unit] = Some(if blocks || offload {
+            // The ranks' parts are made of their blocks one by one, and then put together.
+            let _parts =
+                blocks.then(|| self.at_home(Memory { working: gathered, ..Memory::default() }));
+            self.hold(Memory { gathered, ..Memory::default() })
+        } else {
+            gathering.arriving
+        });
     }
 
     fn forward(&mut self, unit: usize, micro: usize, keep: Keep) {
@@ -227,40 +243,68 @@ impl<'a> Walk<'a> {
     }
 
     fn reduce(&mut self, unit: usize) {
-        let Sizes { shards, replicas, reduce, .. } = *self.sizes;
+        let Sizes { shards, replicas, .. } = *self.sizes;
         let UnitSizes { owned, shard, .. } = *self.unit(unit);
         let Some((gradients, _)) = self.unreduced[unit].take() else { return };
         self.reducing[unit] = Some(if shards * replicas == 1 || owned == 0 {
             Reducing::Here(gradients)
         } else {
+            let blocks = self.sizes.reduced_blocks(owned);
+            let packed = bytes(owned, self.sizes.sum(owned));
             if self.sizes.offload {
                 // Packed on the device, and moved.
-                drop(self.working(bytes(owned, reduce)));
+                drop(self.working(packed));
             }
-            let whole = self.bucket(bytes(owned, reduce));
+            let mut whole = self.bucket(packed);
             drop(gradients);
-            let shard = bytes(shard, reduce);
-            let ticket = self.exchange(Scope::Shard, shards, shard);
+            let mut arriving = bytes(shard, self.sizes.reduce);
+            let mut sent = arriving;
+            if let Some(blocks) = blocks {
+                sent = self.sizes.quantized.bytes(blocks);
+                arriving = shards as u64 * sent;
+                // The bucket goes when its blocks are made.
+                whole = self.bucket(arriving);
+            }
+            let ticket = self.exchange(Scope::Shard, shards, sent);
             if shards == 1 {
-                Reducing::Summing { _whole: None, shard: whole, ticket }
+                Reducing::Summing { whole: None, shard: whole, ticket }
             } else {
-                Reducing::Summing { _whole: Some(whole), shard: self.bucket(shard), ticket }
+                Reducing::Summing { whole: Some(whole), shard: self.bucket(arriving), ticket }
             }
         });
     }
 
     fn all_reduce(&mut self, unit: usize) {
-        let reducing = self.reducing[unit].take();
-        self.reducing[unit] = reducing.map(|reducing| match reducing {
-            Reducing::Summing { shard, ticket, .. } => {
-                self.arrived(ticket);
-                let replicas = self.sizes.replicas;
-                let piece = shard.memory.buckets / replicas as u64;
-                let ticket = self.exchange(Scope::Replicate, replicas, piece);
-                Reducing::Summing { _whole: None, shard, ticket }
-            }
-            here => here,
-        });
+        let Some(Reducing::Summing { whole, shard, ticket }) = self.reducing[unit].take() else {
+            return;
+        };
+        let shard = self.summed(unit, whole, shard, ticket);
+        let replicas = self.sizes.replicas;
+        let piece = shard.memory.buckets / replicas as u64;
+        let ticket = self.exchange(Scope::Replicate, replicas, piece);
+        self.reducing[unit] = Some(Reducing::Summing { whole: None, shard, ticket });
+    }
+
+    /// Waits for a sum of a unit's gradients; gives this rank's shard of it.
+    fn summed(
+        &mut self,
+        unit: usize,
+        whole: Option<Tensor>,
+        arrived: Tensor,
+        ticket: Ticket,
+    ) -> Tensor {
+        self.arrived(ticket);
+        let UnitSizes { owned, shard, .. } = *self.unit(unit);
+        // Where the sum is over the ranks that share the gradients, and these are blocks: they become numbers
+        // before they are added.
+        let is_of_blocks = whole.is_some() && self.sizes.reduced_blocks(owned).is_some();
+        drop(whole);
+        if !is_of_blocks {
+            return arrived;
+        }
+        let working = 4 * (shard * self.sizes.shards) as u64;
+        let _numbers = self.at_home(Memory { working, ..Memory::default() });
+        self.bucket(4 * shard as u64)
     }
 
     fn reduced(&mut self, unit: usize) {
@@ -271,9 +315,9 @@ impl<'a> Walk<'a> {
             Some(Reducing::Here(tensor)) => {
                 Sum { tensor: before.map_or(tensor, |sum| sum.tensor), in_bucket: false }
             }
-            Some(Reducing::Summing { shard, ticket, .. }) => {
-                self.arrived(ticket);
-                let in_bucket = self.sizes.reduce == Element::F32;
+            Some(Reducing::Summing { whole, shard, ticket }) => {
+                let shard = self.summed(unit, whole, shard, ticket);
+                let in_bucket = self.sizes.sum(self.unit(unit).owned) == Element::F32;
                 match before {
                     Some(sum) if !sum.in_bucket => sum,
                     None if in_bucket => {

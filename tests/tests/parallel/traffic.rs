@@ -68,13 +68,15 @@ fn sent(ranks: usize, steps: usize, words: &[&str]) -> u64 {
 #[test]
 fn ranks_send_what_is_planned() {
     let full = "activation_checkpoint.mode=full";
-    let cases: [(usize, &[&str]); 6] = [
+    let cases: [(usize, &[&str]); 8] = [
         (4, &[]),
         (3, &["training.global_batch_size=18", full]),
         (2, &["precision.compute=bfloat16", "precision.reduce=bfloat16"]),
         (4, &["parallelism.data_parallel_replicate_degree=2", full]),
         (4, &["parallelism.data_parallel_replicate_degree=4"]),
         (2, &["model.overrides.tie_embeddings=true"]),
+        (3, &["comm.quantize=all"]),
+        (4, &["comm.quantize=gradients", "parallelism.data_parallel_replicate_degree=2"]),
     ];
     for (ranks, words) in cases {
         let run = Run::odd();
