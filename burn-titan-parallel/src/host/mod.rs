@@ -8,6 +8,7 @@
 #[cfg_attr(not(any(feature = "mpi", feature = "nccl")), allow(dead_code))]
 pub(crate) mod beat;
 pub mod call;
+mod counted;
 pub mod element;
 pub mod error;
 pub mod exchange;
@@ -24,6 +25,7 @@ pub mod tcp;
 mod traffic;
 
 pub use call::{Call, Kind};
+pub use counted::Counted;
 pub use element::{Element, Reduction};
 pub use error::{CommError, Peer};
 pub use exchange::{Exchange, Pending, Task};

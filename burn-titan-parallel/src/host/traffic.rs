@@ -42,59 +42,16 @@ pub fn messages_in_flight(ranks: usize, bytes: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
     use std::time::Duration;
 
     use super::*;
-    use crate::host::error::Peer;
-    use crate::host::mailbox::{Failure, Mailbox};
-    use crate::host::{Call, Exchange, Group, Links, LocalLinks, Queue, Reduction};
-
-    /// Links that count the bytes they send.
-    struct Counting {
-        links: LocalLinks,
-        sent: AtomicU64,
-    }
-
-    impl Links for Counting {
-        fn rank(&self) -> usize {
-            self.links.rank()
-        }
-
-        fn world_size(&self) -> usize {
-            self.links.world_size()
-        }
-
-        fn peer(&self, rank: usize) -> Peer {
-            self.links.peer(rank)
-        }
-
-        fn mailbox(&self) -> &Arc<Mailbox> {
-            self.links.mailbox()
-        }
-
-        fn send(
-            &self,
-            to: usize,
-            group: u64,
-            call: &Call,
-            step: u32,
-            payload: &[u8],
-        ) -> Result<(), Failure> {
-            self.sent.fetch_add(payload.len() as u64, Relaxed);
-            self.links.send(to, group, call, step, payload)
-        }
-
-        fn abort(&self, reason: &str) {
-            self.links.abort(reason);
-        }
-    }
+    use crate::host::{Counted, Exchange, Group, LocalLinks, Queue, Reduction};
 
     /// What the first rank of a group really sends.
     fn really_sent(kind: Kind, ranks: usize, count: usize, element: Element) -> u64 {
-        let links: Vec<Arc<Counting>> = LocalLinks::world(ranks)
+        let links: Vec<_> = LocalLinks::world(ranks)
             .into_iter()
-            .map(|links| Arc::new(Counting { links, sent: AtomicU64::new(0) }))
+            .map(|links| Arc::new(Counted::new(links)))
             .collect();
         let queues: Vec<Queue> = links
             .iter()
@@ -130,7 +87,7 @@ mod tests {
         for pending in pending {
             pending.wait().unwrap();
         }
-        links[0].sent.load(Relaxed)
+        links[0].sent()
     }
 
     #[test]

@@ -1,68 +1,24 @@
 //! What `plan` says that ranks send is what they send.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use burn_titan_core::plan::plan;
 use burn_titan_core::trainer::prepare;
 use burn_titan_parallel::World;
-use burn_titan_parallel::host::mailbox::{Failure, Mailbox};
-use burn_titan_parallel::host::{Call, Links, LocalLinks, Peer};
+use burn_titan_parallel::host::{Counted, LocalLinks};
 use burn_titan_tests::runs::Run;
-
-/// Links of threads that count the bytes they send.
-struct Counting {
-    links: LocalLinks,
-    sent: AtomicU64,
-}
-
-impl Links for Counting {
-    fn rank(&self) -> usize {
-        self.links.rank()
-    }
-
-    fn world_size(&self) -> usize {
-        self.links.world_size()
-    }
-
-    fn peer(&self, rank: usize) -> Peer {
-        self.links.peer(rank)
-    }
-
-    fn mailbox(&self) -> &Arc<Mailbox> {
-        self.links.mailbox()
-    }
-
-    fn send(
-        &self,
-        to: usize,
-        group: u64,
-        call: &Call,
-        step: u32,
-        payload: &[u8],
-    ) -> Result<(), Failure> {
-        self.sent.fetch_add(payload.len() as u64, Relaxed);
-        self.links.send(to, group, call, step, payload)
-    }
-
-    fn abort(&self, reason: &str) {
-        self.links.abort(reason);
-    }
-}
 
 /// Bytes that the first of `ranks` ranks sends in a run of so many steps.
 fn sent(ranks: usize, steps: usize, words: &[&str]) -> u64 {
-    let links: Vec<Arc<Counting>> = LocalLinks::world(ranks)
-        .into_iter()
-        .map(|links| Arc::new(Counting { links, sent: AtomicU64::new(0) }))
-        .collect();
+    let links: Vec<_> =
+        LocalLinks::world(ranks).into_iter().map(|links| Arc::new(Counted::new(links))).collect();
     let timeout = Duration::from_secs(120);
     let worlds = links.iter().map(|links| World::over(links.clone(), timeout)).collect();
     let steps = format!("training.steps={steps}");
     let words = [words, &[steps.as_str(), "checkpoint.enable=false"]].concat();
     Run::odd().try_train_on(worlds, &words).unwrap_or_else(|error| panic!("{error}"));
-    links[0].sent.load(Relaxed)
+    links[0].sent()
 }
 
 #[test]
