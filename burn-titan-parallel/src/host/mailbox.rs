@@ -64,6 +64,9 @@ pub trait Source: fmt::Debug + Send + Sync {
 
     /// Nobody will fetch: from now on, until something has come, the peer has it brought.
     fn rest(&self, from: usize);
+
+    /// Whether the peer still knows that nobody fetches.
+    fn rests(&self, from: usize) -> bool;
 }
 
 /// How long a thread looks for a message by itself before it sleeps: some times what it takes to be woken.
@@ -91,6 +94,11 @@ impl Mailbox {
     /// Adds a message of world rank `from` in `group`.
     pub fn put(&self, from: usize, group: u64, message: Message) {
         self.change(|state| state.queues.entry((from, group)).or_default().push_back(message));
+    }
+
+    /// Everybody who waits looks again: a peer that was asked to bring its next message has done it.
+    pub fn wake(&self) {
+        self.change(|_| ());
     }
 
     /// Sets where messages must be fetched; once.
@@ -181,6 +189,8 @@ impl Mailbox {
                     // The peer may need this processor to send anything.
                     std::thread::yield_now();
                 }
+                // The peer has told of a message that was fetched here meanwhile, and would not tell of the next.
+                None if source.is_some_and(|source| !source.rests(from)) => {}
                 None => {
                     let waited = self.changed.wait_timeout(state, deadline - now);
                     drop(waited.unwrap_or_else(PoisonError::into_inner));

@@ -104,8 +104,11 @@ impl Inlet {
         mailbox: &Mailbox,
     ) -> Result<(), Failure> {
         let mut state = self.state();
-        // Number 0 only says that there is something in the memory.
-        if header.number != 0 {
+        // Number 0 only says that there is something in the memory. Who sleeps must say anew that it rests, for
+        // what was there may have been fetched before the peer told of it.
+        if header.number == 0 {
+            mailbox.wake();
+        } else {
             let message =
                 Message { call: header.call, step: header.step, payload: Payload::new(payload) };
             state.early.push_back((header.number, header.group, message));
@@ -134,6 +137,10 @@ impl Inlet {
         if let Some(lane) = &self.lane {
             lane.resting().store(1, SeqCst);
         }
+    }
+
+    fn rests(&self) -> bool {
+        self.lane.as_ref().is_none_or(|lane| lane.resting().load(SeqCst) != 0)
     }
 
     fn advance(&self, state: &mut Arrivals, mailbox: &Mailbox) -> Result<(), Failure> {
@@ -206,6 +213,10 @@ impl Source for Inlets {
         if let Some(inlet) = self.get(from) {
             inlet.rest();
         }
+    }
+
+    fn rests(&self, from: usize) -> bool {
+        self.get(from).is_some_and(Inlet::rests)
     }
 }
 
@@ -287,6 +298,34 @@ mod tests {
         inlet.rest();
         assert!(outlet.send(&header(2, 0), &[]) && outlet.must_ring());
         assert!(outlet.send(&header(3, 0), &[]) && !outlet.must_ring());
+    }
+
+    /// The peer looks whether this end rests only after the message was fetched and the end rests again: it then
+    /// tells of a message that is gone, and must tell of the next one nevertheless.
+    #[test]
+    fn a_receiver_that_was_told_too_late_is_told_again() {
+        let (mut outlet, inlet, lane) = ends();
+        let inlet = Arc::new(inlet);
+        let mailbox = Arc::new(Mailbox::default());
+        mailbox.fetch_from(Arc::new(Inlets(vec![None, None, None, Some(inlet.clone())])));
+        let until = Instant::now() + Duration::from_secs(20);
+        let wait_for_rest = || {
+            while lane.resting().load(SeqCst) == 0 {
+                assert!(Instant::now() < until, "the receiver does not rest");
+                std::thread::yield_now();
+            }
+        };
+        let waits = mailbox.clone();
+        let taker = std::thread::spawn(move || waits.take(3, 1, &header(1, 0).call, until));
+        for _ in 0..100 {
+            wait_for_rest();
+            assert!(outlet.must_ring());
+            inlet.bring(&header(0, 0), Vec::new(), &mailbox).unwrap();
+        }
+        wait_for_rest();
+        assert!(outlet.send(&header(1, 0), &[]) && outlet.must_ring());
+        inlet.bring(&header(0, 0), Vec::new(), &mailbox).unwrap();
+        assert!(taker.join().unwrap().is_ok());
     }
 
     #[test]
