@@ -67,7 +67,7 @@ impl<T> Work<T> {
 /// once. Tensors are flat; lengths are in elements.
 ///
 /// Sums are taken in the order of ranks, those of f16 and bf16 in f32.
-pub trait Communicator: Send {
+pub trait Communicator: Send + Sync {
     /// This rank's place in the group.
     fn rank(&self) -> usize;
 

@@ -52,7 +52,7 @@ impl<T: 'static> Pending<T> {
 ///
 /// Messages between two ranks have numbers of their own: they are not calls of the whole group, and a rank
 /// that waits for one must still be able to send one.
-pub trait Exchange<M: Memory>: Send {
+pub trait Exchange<M: Memory>: Send + Sync {
     /// This rank's place in the group.
     fn rank(&self) -> usize;
 
