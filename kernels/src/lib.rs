@@ -23,6 +23,7 @@ mod cube;
 pub mod device;
 #[cfg(feature = "cuda")]
 pub mod device_memory;
+pub mod differentiable;
 pub mod embedding;
 mod flex;
 pub mod inject;
@@ -38,6 +39,7 @@ pub use adamw::{AdamwStep, adamw, adamw_with_copy};
 pub use attention::{Attention, AttentionMask, Scores, attention, attention_backward};
 pub use bucket::{pack, unpack};
 pub use cross_entropy::linear_cross_entropy;
+pub use differentiable::differentiable;
 pub use embedding::embedding;
 pub use inject::inject_gradient;
 pub use norm::sum_of_squares;

@@ -9,6 +9,7 @@ mod attention;
 mod attention_matrix;
 mod bucket;
 mod cross_entropy;
+mod differentiable;
 mod embedding;
 mod norm;
 mod quantize;
