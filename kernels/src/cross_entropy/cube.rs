@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use burn::backend::TensorMetadata;
 use burn::backend::ops::{FloatTensorOps, IntTensorOps};
-use burn::tensor::{DType, IntDType, Slice as Cut};
+use burn::tensor::{DType, FloatDType, IntDType, Shape, Slice as Cut};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
@@ -31,9 +31,9 @@ pub(super) struct Slice {
 
 /// What is known of each token's row of logits after some of its columns, `[tokens]` in f32.
 pub(super) struct Statistics {
-    log_sum_exp: CubeTensor,
+    pub(super) log_sum_exp: CubeTensor,
     /// 0 while the target was not seen.
-    target_logit: CubeTensor,
+    pub(super) target_logit: CubeTensor,
 }
 
 impl Slice {
@@ -51,6 +51,20 @@ impl Slice {
 
     fn is_empty(&self) -> bool {
         self.hidden.shape()[0] == 0 || self.weight.shape()[1] == 0
+    }
+
+    /// The statistics of rows of no logits.
+    fn no_statistics(&self) -> Statistics {
+        let tokens = self.hidden.shape()[0];
+        let least = f32::NEG_INFINITY.into();
+        let (shape, dtype) = (Shape::new([tokens]), FloatDType::F32);
+        let log_sum_exp = CubeBackend::float_full(shape, least, &self.hidden.device, dtype);
+        Statistics { log_sum_exp, target_logit: zeros(&self.hidden, [tokens], DType::F32) }
+    }
+
+    fn no_gradients(&self) -> (CubeTensor, CubeTensor) {
+        let zeros = |like: &CubeTensor| zeros(like, like.shape(), like.dtype());
+        (zeros(&self.hidden), zeros(&self.weight))
     }
 
     fn empty_statistics(&self) -> Statistics {
@@ -99,6 +113,9 @@ impl Slice {
 
     /// Pass 1: the statistics of every token.
     pub(super) fn statistics(&self) -> Statistics {
+        if self.is_empty() {
+            return self.no_statistics();
+        }
         let statistics = self.empty_statistics();
         for columns in self.chunks.columns() {
             let weight = part(&self.weight, 1, &columns);
@@ -113,6 +130,9 @@ impl Slice {
 
     /// Pass 2: the gradients of hidden states and weight for the log-sum-exp of the whole vocabulary.
     pub(super) fn gradients(&self, log_sum_exp: &CubeTensor) -> (CubeTensor, CubeTensor) {
+        if self.is_empty() {
+            return self.no_gradients();
+        }
         self.gradients_by(|logits, row, column| self.to_gradients(log_sum_exp, logits, row, column))
     }
 
@@ -176,8 +196,8 @@ impl Slice {
     /// slice is the whole vocabulary.
     pub(super) fn forward_and_gradients(&self) -> (CubeTensor, CubeTensor, CubeTensor) {
         if self.is_empty() {
-            let zeros = |like: &CubeTensor| zeros(like, like.shape(), like.dtype());
-            return (self.forward(), zeros(&self.hidden), zeros(&self.weight));
+            let (d_hidden, d_weight) = self.no_gradients();
+            return (self.forward(), d_hidden, d_weight);
         }
         let (statistics, (d_hidden, d_weight)) = if self.chunks.whole_rows() {
             let statistics = self.empty_statistics();

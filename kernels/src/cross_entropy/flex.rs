@@ -34,9 +34,9 @@ pub(super) struct Slice {
 /// as in [`with_chunk`], target logits by taking the sum, since only one slice has the target.
 #[derive(Clone, Copy)]
 pub(super) struct RowStatistics {
-    log_sum_exp: f32,
+    pub(super) log_sum_exp: f32,
     /// 0 while the target was not seen.
-    target_logit: f32,
+    pub(super) target_logit: f32,
 }
 
 /// Where a chunk of logits is: tokens, columns of the slice, and those columns of the weight.

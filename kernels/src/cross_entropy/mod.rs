@@ -13,6 +13,11 @@ mod chunks;
 mod cube;
 mod flex;
 pub mod reference;
+mod vocabulary;
+
+pub use vocabulary::{
+    VocabularyOps, VocabularyStatistics, vocabulary_gradients, vocabulary_statistics,
+};
 
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::{FloatTensor, IntTensor};
@@ -200,9 +205,7 @@ pub fn linear_cross_entropy(
     weight: Tensor<2>,
     targets: Tensor<1, Int>,
 ) -> Tensor<1> {
-    let ([tokens, dim], [rows, _]) = (hidden.dims(), weight.dims());
-    assert_eq!(dim, rows, "hidden states and weight meet in `dim`");
-    assert_eq!(targets.dims(), [tokens], "a target for each token");
+    vocabulary::assert_shapes(&hidden, &weight, &targets);
     Tensor::from_dispatch(<Dispatch as CrossEntropyOps>::fused_linear_cross_entropy(
         hidden.into_dispatch(),
         weight.into_dispatch(),

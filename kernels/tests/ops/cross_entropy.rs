@@ -5,7 +5,7 @@ use burn_titan_kernels::cross_entropy::{CrossEntropyOps, IGNORE, linear_cross_en
 use crate::support::{check, check_half, devices, noise, values};
 
 /// Targets for `tokens` tokens, one in five of which does not count.
-fn targets(tokens: usize, vocab: usize, device: &Device) -> Tensor<1, Int> {
+pub fn targets(tokens: usize, vocab: usize, device: &Device) -> Tensor<1, Int> {
     let target = |i: i64| if i % 5 == 3 { IGNORE } else { (i * 7919) % vocab as i64 };
     let targets: Vec<i64> = (0..tokens as i64).map(target).collect();
     Tensor::from_data(targets.as_slice(), device)
@@ -26,7 +26,8 @@ fn chunked(
     ))
 }
 
-fn plain([hidden, weight]: [Tensor<1>; 2], [tokens, dim, vocab]: [usize; 3]) -> Tensor<1> {
+/// The loss by the reference.
+pub fn plain([hidden, weight]: [Tensor<1>; 2], [tokens, dim, vocab]: [usize; 3]) -> Tensor<1> {
     let targets = targets(tokens, vocab, &hidden.device());
     let (hidden, weight) = (hidden.reshape([tokens, dim]), weight.reshape([dim, vocab]));
     reference::linear_cross_entropy(hidden, weight, targets)

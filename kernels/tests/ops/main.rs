@@ -18,3 +18,4 @@ mod rms_norm;
 mod rope;
 mod support;
 mod swiglu;
+mod vocabulary;
