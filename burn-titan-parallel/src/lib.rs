@@ -6,7 +6,8 @@
 //! list ([`step`]); [`check`] proves a list before it runs; the executor of `burn-titan-core` runs it.
 //! How ranks find and reach each other is here too: [`launch`] says which rank a process is, and starts local
 //! ones; [`host`] carries buffers of host memory between threads and processes, and [`mpi`] does so by MPI; [`communicator`] carries
-//! tensors; a [`World`] is all ranks of a run.
+//! tensors; a [`World`] is all ranks of a run. What ranks do together inside a forward or a backward goes through
+//! [`Peers`]: [`tensor_parallel`].
 
 pub mod check;
 pub mod communicator;
@@ -21,6 +22,7 @@ pub mod peers;
 pub mod placement;
 pub mod program;
 pub mod step;
+pub mod tensor_parallel;
 pub mod trace;
 pub mod world;
 
@@ -34,5 +36,6 @@ pub use nccl::NcclError;
 pub use peers::Peers;
 pub use placement::Placement;
 pub use program::{Action, Keep, Program};
+pub use tensor_parallel::TensorParallel;
 pub use trace::Trace;
 pub use world::World;
