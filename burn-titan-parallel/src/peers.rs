@@ -47,6 +47,15 @@ impl Peers {
         &*self.communicator
     }
 
+    /// Begins an exchange, unless one has failed before: what this rank would send is worth nothing then, and no peer
+    /// may take it for a result.
+    pub fn begin<T>(&self, exchange: impl FnOnce(&dyn Communicator) -> Work<T>) -> Work<T> {
+        match self.check() {
+            Ok(()) => exchange(&*self.communicator),
+            Err(error) => Work::failed(error),
+        }
+    }
+
     /// Waits for an exchange; if it fails, keeps the error and gives what `otherwise` makes.
     pub fn settle<T>(&self, work: Work<T>, otherwise: impl FnOnce() -> T) -> T {
         work.wait().unwrap_or_else(|error| {
@@ -85,6 +94,8 @@ mod tests {
         assert_eq!(peers.settle(Work::done(7), || 0), 7);
         let error = peers.check().unwrap_err();
         assert_eq!(error, CommError::NoSuchRank { rank: 3, size: 1 });
+        let begun = peers.begin(|_| -> Work<()> { unreachable!("nothing is begun any more") });
+        assert_eq!(begun.wait().unwrap_err(), error);
     }
 
     fn no_tensor() -> crate::Buffer {
