@@ -7,7 +7,7 @@
 //! How ranks find and reach each other is here too: [`launch`] says which rank a process is, and starts local
 //! ones; [`host`] carries buffers of host memory between threads and processes, and [`mpi`] does so by MPI; [`communicator`] carries
 //! tensors; a [`World`] is all ranks of a run. What ranks do together inside a forward or a backward goes through
-//! [`Peers`]: [`tensor_parallel`].
+//! [`Peers`]: [`tensor_parallel`], and [`context_parallel`], which is attention between ranks that share sequences.
 
 pub mod check;
 pub mod communicator;

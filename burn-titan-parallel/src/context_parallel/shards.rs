@@ -107,9 +107,9 @@ mod tests {
             assert!(lengths.iter().max().unwrap() - lengths.iter().min().unwrap() <= 1);
             held.sort_unstable();
             assert!(held.into_iter().eq(0..seq));
-            for rank in 0..ranks {
+            for (rank, length) in lengths.into_iter().enumerate() {
                 let own: Vec<usize> = shards.positions(rank).collect();
-                assert!(own.is_sorted() && own.len() == lengths[rank]);
+                assert!(own.is_sorted() && own.len() == length);
                 for position in 0..=seq {
                     let before = own.iter().filter(|p| **p < position).count();
                     assert_eq!(shards.before(rank, position), before);

@@ -84,7 +84,7 @@ fn two_runs_are_bitwise_equal() {
             let case = Case { dtype, ..case.clone() };
             for method in METHODS {
                 let bits = |results: Vec<Results>| -> Vec<u32> {
-                    results.iter().flatten().flat_map(|x| values(x)).map(f32::to_bits).collect()
+                    results.iter().flatten().flat_map(values).map(f32::to_bits).collect()
                 };
                 assert!(bits(case.on_ranks(method)) == bits(case.on_ranks(method)), "{case:?}");
             }
