@@ -3,7 +3,7 @@
 use super::*;
 use crate::communicator::CommError;
 
-/// Attention where one of three ranks does what `lost` does instead; what the others hear.
+/// Attention where one of three ranks does what `lost` does instead; what the others hear of it in the forward.
 fn without(method: Method, timeout: Duration, lost: impl Fn(&World) + Sync) -> Vec<CommError> {
     let case = Case::new(3, 37, 4, 1);
     let heard = on_ranks(3, timeout, |world| {
@@ -12,8 +12,15 @@ fn without(method: Method, timeout: Duration, lost: impl Fn(&World) + Sync) -> V
             return None;
         }
         let peers = peers(&world);
+        let own = case.inputs().map(|x| part(&x, &case.shards(), peers.rank()));
+        let [query, key, value, _] = own;
+        let parallel = ContextParallel::new(peers.clone(), method);
+        parallel.attention(query, key, value, &case.visible(peers.rank()), case.scores());
+        let error = peers.check().unwrap_err();
+        // What comes after it waits for nobody, and the first error stays.
         case.on_rank(&peers, method);
-        Some(peers.check().unwrap_err())
+        assert_eq!(peers.check().unwrap_err(), error);
+        Some(error)
     });
     heard.into_iter().flatten().collect()
 }
