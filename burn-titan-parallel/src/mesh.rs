@@ -212,6 +212,12 @@ impl Mesh {
         self.degree(Axis::DataReplicate) * self.degree(Axis::DataShard)
     }
 
+    /// A rank's place among those that read different samples.
+    pub fn data_rank(&self, rank: usize) -> usize {
+        self.coordinate(rank, Axis::DataReplicate) * self.degree(Axis::DataShard)
+            + self.coordinate(rank, Axis::DataShard)
+    }
+
     fn stride(&self, axis: Axis) -> usize {
         match axis {
             Axis::Expert => 1,

@@ -49,6 +49,12 @@ pub enum Action {
         /// The micro-batch.
         micro: usize,
     },
+    /// Sums the gradients of those of the unit's parameters of which several ranks of `tp` have the same part, and
+    /// each a summand of its gradient, over these ranks.
+    SumPartialGradients {
+        /// The unit.
+        unit: usize,
+    },
     /// Begins to sum the unit's gradients over the ranks that share its parameters, each to get its shard,
     /// and frees them.
     ReduceGradients {
@@ -80,6 +86,7 @@ impl Action {
             | Self::Forward { unit, .. }
             | Self::Reshard { unit }
             | Self::Backward { unit, .. }
+            | Self::SumPartialGradients { unit }
             | Self::ReduceGradients { unit }
             | Self::AllReduceGradients { unit }
             | Self::AwaitGradients { unit } => Some(unit),
@@ -96,6 +103,7 @@ impl fmt::Display for Action {
             Self::Forward { unit, micro, keep } => write!(f, "Forward({unit}, {micro}, {keep:?})"),
             Self::Reshard { unit } => write!(f, "Reshard({unit})"),
             Self::Backward { unit, micro } => write!(f, "Backward({unit}, {micro})"),
+            Self::SumPartialGradients { unit } => write!(f, "SumPartialGradients({unit})"),
             Self::ReduceGradients { unit } => write!(f, "ReduceGradients({unit})"),
             Self::AllReduceGradients { unit } => write!(f, "AllReduceGradients({unit})"),
             Self::AwaitGradients { unit } => write!(f, "AwaitGradients({unit})"),

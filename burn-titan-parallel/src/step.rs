@@ -30,6 +30,8 @@ pub struct Strategy {
     pub reduce_every_micro_batch: bool,
     /// Copies of the sharded model.
     pub replicas: usize,
+    /// Whether ranks split the units' matrix products: parameters that several of them have are reduced once more.
+    pub split: bool,
 }
 
 impl Default for Strategy {
@@ -41,6 +43,7 @@ impl Default for Strategy {
             reshard_after_forward: false,
             reduce_every_micro_batch: false,
             replicas: 1,
+            split: false,
         }
     }
 }
@@ -56,6 +59,7 @@ pub fn training(units: usize, strategy: &Strategy) -> Program {
         in_flight: Vec::new(),
         actions: Vec::new(),
         replicated: strategy.replicas > 1,
+        split: strategy.split,
     };
     for (i, visit) in visits.iter().enumerate() {
         let rest = &visits[i + 1..];
@@ -141,6 +145,7 @@ struct Writer {
     in_flight: Vec<(usize, bool)>,
     actions: Vec<Action>,
     replicated: bool,
+    split: bool,
 }
 
 impl Writer {
@@ -169,6 +174,9 @@ impl Writer {
         // A unit's gradients are reduced by one operation at a time.
         while self.in_flight.iter().any(|(other, _)| *other == unit) {
             self.advance();
+        }
+        if self.split {
+            self.actions.push(Action::SumPartialGradients { unit });
         }
         self.actions.push(Action::ReduceGradients { unit });
         self.advance();

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use burn::tensor::Device;
-use burn_titan_core::checkpoint::{HostTensor, TensorError};
+use burn_titan_core::checkpoint::HostTensor;
 use burn_titan_core::data::{Batch, Cursor, IGNORE, StreamIdentity};
-use burn_titan_core::executor::{Executor, Groups, ParameterStore, Precision, Sharding};
+use burn_titan_core::executor::{Executor, Groups, Layout, ParameterStore, Precision};
 use burn_titan_core::hf::HfFolder;
 use burn_titan_core::model::{Context, HeadOutput, Model, ModelFamily};
 use burn_titan_models::Llama3;
@@ -38,10 +38,9 @@ pub fn llama() -> Executor {
 /// # Panics
 /// If one is missing.
 pub fn parameters(model: &Model, tensors: &[HostTensor]) -> ParameterStore {
-    ParameterStore::read(model, Sharding::WHOLE, &Device::flex(), |spec, range| {
+    ParameterStore::read(Layout::flat(model, 0, 1), &Device::flex(), |spec, _| {
         let found = tensors.iter().find(|tensor| tensor.name() == spec.name);
-        let values = found.expect("a tensor for each parameter").to_f32()?;
-        Ok::<_, TensorError>(values[range].to_vec())
+        found.expect("a tensor for each parameter").to_f32()
     })
     .expect("tensors of floats")
 }

@@ -153,7 +153,7 @@ fn a_tied_head_gets_the_gradients_of_both_uses() {
     let mut config = golden.model().config.clone();
     let mut tensors = golden.parameters.to_host().unwrap();
     let embedding = golden.parameters.get("tok_embeddings.weight").unwrap();
-    let [vocab, dim] = embedding.spec.shape[..] else { panic!("the embedding is a matrix") };
+    let [vocab, dim] = embedding.local.spec.shape[..] else { panic!("the embedding is a matrix") };
     let output = transposed(&values(embedding.value()), [vocab, dim]);
     tensors.retain(|tensor| tensor.name() != "output.weight");
     tensors.push(HostTensor::from_f32("output.weight", &[dim, vocab], &output).unwrap());

@@ -6,8 +6,8 @@ use burn::module::{Module, Param, ParamId};
 use burn::tensor::{Device, Tensor};
 use burn_titan_core::checkpoint::HostTensor;
 use burn_titan_core::config::{MuonAdjustLr, OptimizerConfig, OptimizerGroupConfig, OptimizerKind};
-use burn_titan_core::executor::{GradientStore, ParameterStore, Sharding};
-use burn_titan_core::model::{Context, Initial, Model, ModuleUnit, Stream, UnitModule};
+use burn_titan_core::executor::{GradientStore, Layout, ParameterStore};
+use burn_titan_core::model::{Context, Initial, Model, ModuleUnit, PlanError, Stream, UnitModule};
 use burn_titan_core::optim::{MuonRule, Optimizer, clip_factor, muon_update};
 use burn_titan_kernels::{AdamwStep, adamw};
 use burn_titan_parallel::OneRank;
@@ -64,14 +64,18 @@ fn toy() -> Model {
         attention_width: 0,
         initial: Box::new(|_| Initial::Zeros),
         embedding: "",
+        tensor_plan: Err(PlanError::None),
+        shares_sequences: false,
     }
 }
 
 /// The toy's parameters at their golden start.
 fn start(model: &Model, golden: &Value) -> ParameterStore {
-    let mut parameters = ParameterStore::initial(model, 0, Sharding::WHOLE, &Device::flex());
+    let mut parameters =
+        ParameterStore::initial(model, 0, Layout::flat(model, 0, 1), &Device::flex())
+            .expect("parameters");
     for ((name, shape), parameter) in SHAPES.into_iter().zip(parameters.iter_mut()) {
-        assert_eq!(parameter.spec.name, name);
+        assert_eq!(parameter.name(), name);
         if let Some(numbers) = golden.get(name).map(numbers) {
             parameter.update(|_| flat(&ours(&numbers, shape)));
         }

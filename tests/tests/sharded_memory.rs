@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use burn::tensor::Device;
 use burn_titan_core::config::OptimizerConfig;
-use burn_titan_core::executor::{Executor, Groups, ParameterStore, Precision, Sharding, StepRule};
+use burn_titan_core::executor::{
+    Executor, Groups, Layout, ModelSplit, ParameterStore, Precision, StepRule,
+};
 use burn_titan_core::model::{HeadOutput, Model, ModelFamily};
 use burn_titan_core::optim::Optimizer;
 use burn_titan_models::Llama3;
@@ -65,10 +67,15 @@ fn held(ranks: usize) -> Held {
     ALLOCATOR.forget_peak();
     let rank = move |world: World| {
         let is_first = world.rank() == 0;
-        let groups = Groups::new(&world, mesh).expect("groups");
-        let sharding = Sharding { rank: groups.shard.rank(), ranks };
+        let groups = Groups::new(&world, mesh, &ModelSplit::default()).expect("groups");
         let (model, device) = (model(), Device::flex());
-        let parameters = ParameterStore::initial(&model, 1, sharding, &device);
+        let parameters = ParameterStore::initial(
+            &model,
+            1,
+            Layout::flat(&model, groups.shard.rank(), ranks),
+            &device,
+        );
+        let parameters = parameters.expect("parameters");
         let (_, building) = measured(is_first, true);
         let specs = model.parameters();
         let strategy = Strategy {

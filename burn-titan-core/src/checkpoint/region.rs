@@ -172,6 +172,23 @@ impl Region {
         runs
     }
 
+    /// Its elements out of all `values` of a tensor of `shape`.
+    ///
+    /// # Errors
+    /// [`RegionError::Overflow`], [`RegionError::Outside`].
+    ///
+    /// # Panics
+    /// If there are fewer values than the shape says.
+    pub fn of_values(&self, shape: &[usize], values: &[f32]) -> Result<Vec<f32>, RegionError> {
+        self.check(shape)?;
+        let mut own = Vec::with_capacity(self.elements());
+        let Ok(()) = self.try_for_each_run(&Self::whole(shape)?, |run| {
+            own.extend_from_slice(&values[run.target..][..run.length]);
+            Ok::<(), Infallible>(())
+        });
+        Ok(own)
+    }
+
     /// As [`runs`](Self::runs), without a list of them: a column of a matrix has one for each row.
     ///
     /// # Errors

@@ -249,6 +249,26 @@ pub struct ParallelismConfig {
     /// Whether gradients are reduced after every micro-batch (less memory, ZeRO-2 and 3) or once a step, after
     /// the last one (less communication, DDP and ZeRO-1). Default: `true` where parameters are shared.
     pub reduce_every_micro_batch: Option<bool>,
+    /// Whether the ranks that share matrix products also share the tokens between them (norms, residuals): less
+    /// memory, and as much communication.
+    pub enable_sequence_parallel: bool,
+    /// Whether each of the ranks that share matrix products has the logits of a part of the vocabulary only; else it
+    /// has the whole output matrix while it computes the loss.
+    pub enable_loss_parallel: bool,
+    /// How the ranks that share each sequence exchange keys and values.
+    pub context_parallel_method: ContextParallelMethod,
+}
+
+/// How ranks that share a sequence exchange keys and values.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ContextParallelMethod {
+    /// Blocks of them go around, from rank to rank, while each rank computes with the one at hand (Liu et al.,
+    /// 2023): no rank ever has more than two.
+    #[default]
+    Ring,
+    /// Every rank gathers all of them (as for Llama 3): one exchange instead of many, and more memory.
+    AllGather,
 }
 
 /// When the full parameters of a unit are freed.
@@ -277,6 +297,9 @@ impl Default for ParallelismConfig {
             expert_parallel_degree: 1,
             fsdp_reshard_after_forward: ReshardAfterForward::default(),
             reduce_every_micro_batch: None,
+            enable_sequence_parallel: true,
+            enable_loss_parallel: true,
+            context_parallel_method: ContextParallelMethod::default(),
         }
     }
 }

@@ -7,9 +7,8 @@ use burn_titan_kernels::{pack, unpack};
 use burn_titan_parallel::communicator::{all_gather_quantized, reduce_scatter_quantized};
 use burn_titan_parallel::{CommError, Work};
 
-use super::layout::UnitLayout;
+use super::layout::{LocalParameter, UnitLayout};
 use super::{GradientStore, Machine, ParameterStore};
-use crate::model::ParameterSpec;
 
 /// Elements that share a scale where they travel as int8.
 pub(crate) const BLOCK: usize = 256;
@@ -43,11 +42,11 @@ impl Machine<'_> {
         }
         let owned = (layout.bucket.elements() > 0).then(|| {
             let lengths = layout.bucket.shard_lengths();
-            let pieces = layout.owned.iter().filter_map(|spec| parameters.get(&spec.name));
+            let pieces = layout.owned.iter().filter_map(|local| parameters.get(&local.spec.name));
             let pieces: Vec<Tensor<1>> = pieces.map(|piece| piece.value()).collect();
             self.gather_pieces(&pieces, &lengths)
         });
-        let tied = layout.tied.iter().map(|spec| {
+        let tied = layout.tied.iter().map(|LocalParameter { spec, .. }| {
             let lengths = parameters.layout().piece_lengths(&spec.name);
             let piece: Vec<_> = parameters.get(&spec.name).map(|p| p.value()).into_iter().collect();
             self.gather_pieces(&piece, &lengths)
@@ -83,7 +82,7 @@ impl Machine<'_> {
         let UnitLayout { owned, tied, .. } = parameters.layout().unit(unit);
         let mut full = HashMap::new();
         if self.groups.shard.size() == 1 {
-            for spec in owned.iter().chain(tied) {
+            for LocalParameter { spec, .. } in owned.iter().chain(tied) {
                 let whole = parameters.get(&spec.name).expect("a rank that shares with none");
                 full.insert(
                     spec.name.clone(),
@@ -93,15 +92,42 @@ impl Machine<'_> {
             return Ok(full);
         }
         if let Some(work) = gathering.owned {
-            let lengths: Vec<usize> = owned.iter().map(ParameterSpec::elements).collect();
+            let lengths: Vec<usize> = owned.iter().map(LocalParameter::elements).collect();
             let bucket = moved(work.wait()?, self.device);
-            let names = owned.iter().map(|spec| spec.name.clone());
+            let names = owned.iter().map(|local| local.spec.name.clone());
             full.extend(names.zip(unpack(bucket, &lengths, self.compute)));
         }
-        for (spec, work) in tied.iter().zip(gathering.tied) {
-            full.insert(spec.name.clone(), moved(work.wait()?, self.device));
+        for (local, work) in tied.iter().zip(gathering.tied) {
+            full.insert(local.spec.name.clone(), moved(work.wait()?, self.device));
         }
         Ok(full)
+    }
+
+    /// Sums the gradients of those of a unit's own parameters of which several ranks of `tp` have the same part, and
+    /// each a summand of its gradient.
+    pub(super) fn sum_partial(
+        &self,
+        unit: usize,
+        parameters: &ParameterStore,
+        full: &mut GradientStore,
+    ) -> Result<(), CommError> {
+        for (holders, locals) in parameters.layout().unit(unit).partial() {
+            let gradients: Vec<Tensor<1>> = locals
+                .iter()
+                .map(|local| self.or_zeros(full.take(&local.spec.name), local))
+                .collect();
+            let lengths: Vec<usize> = locals.iter().map(|local| local.elements()).collect();
+            let bucket = pack(&gradients, self.reduce, lengths.iter().sum());
+            let sum = self.groups.holders(&holders).all_reduce_sum(bucket).wait()?;
+            for (local, sum) in locals.iter().zip(unpack(sum, &lengths, DType::F32)) {
+                full.put(&local.spec.name, sum);
+            }
+        }
+        Ok(())
+    }
+
+    fn or_zeros(&self, gradient: Option<Tensor<1>>, local: &LocalParameter) -> Tensor<1> {
+        gradient.unwrap_or_else(|| Tensor::zeros([local.elements()], (self.device, DType::F32)))
     }
 
     /// Begins to sum the gradients of a unit's own parameters over the ranks that share them. A tied
@@ -113,17 +139,18 @@ impl Machine<'_> {
         full: &mut GradientStore,
     ) -> Reducing {
         let layout = parameters.layout().unit(unit);
-        let gradients: Vec<_> = layout.owned.iter().map(|spec| full.take(&spec.name)).collect();
+        let gradients: Vec<_> =
+            layout.owned.iter().map(|local| full.take(&local.spec.name)).collect();
         let elements = layout.bucket.elements();
-        if !self.groups.several() || elements == 0 {
+        if self.groups.shard.size() * self.groups.replicate.size() == 1 || elements == 0 {
             return Reducing::Here(gradients);
         }
         let present = gradients.iter().map(Option::is_some).collect();
-        let or_zeros = |(gradient, spec): (Option<Tensor<1>>, &ParameterSpec)| {
-            gradient.unwrap_or_else(|| Tensor::zeros([spec.elements()], (self.device, DType::F32)))
-        };
-        let gradients: Vec<Tensor<1>> =
-            gradients.into_iter().zip(&layout.owned).map(or_zeros).collect();
+        let gradients: Vec<Tensor<1>> = gradients
+            .into_iter()
+            .zip(&layout.owned)
+            .map(|(gradient, local)| self.or_zeros(gradient, local))
+            .collect();
         let (shard, lengths) = (&*self.groups.shard, layout.bucket.shard_lengths());
         let quantized = self.quantize.gradients() && shard.size() > 1 && fills(&lengths);
         let dtype = if quantized { DType::F32 } else { self.reduce };
@@ -153,25 +180,26 @@ impl Machine<'_> {
         let layout = parameters.layout().unit(unit);
         let (work, present) = match reducing {
             Reducing::Here(gradients) => {
-                for (spec, gradient) in layout.owned.iter().zip(gradients) {
+                for (local, gradient) in layout.owned.iter().zip(gradients) {
                     if let Some(gradient) = gradient {
-                        sums.accumulate(&spec.name, moved(gradient, parameters.device()));
+                        sums.accumulate(&local.spec.name, moved(gradient, parameters.device()));
                     }
                 }
                 return Ok(());
             }
             Reducing::Summing { work, present } => (work, present),
         };
-        let here =
-            |spec: &ParameterSpec| parameters.get(&spec.name).map_or(0, |piece| piece.range.len());
+        let here = |local: &LocalParameter| {
+            parameters.get(&local.spec.name).map_or(0, |piece| piece.range.len())
+        };
         let lengths: Vec<usize> =
             layout.owned.iter().map(here).filter(|length| *length > 0).collect();
         let mut pieces = unpack(work.wait()?, &lengths, DType::F32).into_iter();
-        for (spec, present) in layout.owned.iter().zip(present) {
-            let piece = if here(spec) > 0 { pieces.next() } else { None };
+        for (local, present) in layout.owned.iter().zip(present) {
+            let piece = if here(local) > 0 { pieces.next() } else { None };
             match piece {
-                Some(piece) if present => sums.accumulate(&spec.name, piece),
-                None if present => sums.note(&spec.name),
+                Some(piece) if present => sums.accumulate(&local.spec.name, piece),
+                None if present => sums.note(&local.spec.name),
                 _ => {}
             }
         }

@@ -1,48 +1,214 @@
 //! The ranks that a rank exchanges tensors with.
 
+use std::ops::Range;
+
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use burn_titan_parallel::{Axis, CommError, Communicator, Mesh, OneRank, Reduction, Trace, World};
+use burn_titan_parallel::{
+    Axis, CommError, Communicator, Mesh, OneRank, Peers, Reduction, Trace, World,
+};
+
+use burn_titan_parallel::context_parallel::{ContextParallel, Method};
+use burn_titan_parallel::tensor_parallel::TensorParallel;
+
+use super::layout::Sharding;
+use crate::model::{Parallel, TensorRank};
 
 /// The groups of one rank, one for each purpose.
 pub struct Groups {
-    /// The ranks that share the parameters: each holds a shard of every unit.
+    /// The ranks that share what a rank of `tp` has of the parameters: each holds a shard of every unit. Those of
+    /// `dp_shard` and of `cp`.
     pub shard: Box<dyn Communicator>,
     /// The ranks that hold the same shard, one in each copy of the model.
     pub replicate: Box<dyn Communicator>,
-    /// All ranks that read different samples.
-    pub data: Box<dyn Communicator>,
+    /// All ranks.
+    pub world: Box<dyn Communicator>,
+    /// The ranks that split each matrix product.
+    pub tensor: Peers,
+    /// The ranks that split each sequence.
+    pub context: Peers,
+    /// How modules use these two.
+    pub parallel: Parallel,
+    /// Those of `tp` that hold the same part of a parameter, by their places there, where these are some, but not
+    /// all of them.
+    pub holders: Vec<(Range<usize>, Box<dyn Communicator>)>,
+    /// What the ranks read and give.
+    pub roles: Roles,
     /// What this rank does, when it is asked for.
     pub trace: Trace,
+}
+
+/// How the ranks of `tp` and `cp` split a model.
+#[derive(Debug, Clone)]
+pub struct ModelSplit {
+    /// Places on `tp`, this rank's among them, where a part of a parameter is the same.
+    pub holders: Vec<Range<usize>>,
+    /// Whether the ranks of `tp` share the tokens of the residual stream.
+    pub sequence: bool,
+    /// Whether each rank of `tp` has the logits of a part of the vocabulary only.
+    pub loss: bool,
+    /// Words of the vocabulary.
+    pub vocabulary: usize,
+    /// How the ranks of `cp` exchange keys and values.
+    pub context: Method,
+}
+
+impl Default for ModelSplit {
+    /// No rank splits anything.
+    fn default() -> Self {
+        Self { holders: vec![], sequence: false, loss: false, vocabulary: 0, context: Method::Ring }
+    }
+}
+
+/// What of a step comes from which rank.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Roles {
+    /// This rank.
+    rank: usize,
+    /// For each rank, its place among those that read different samples.
+    data: Vec<usize>,
+    /// Whether each rank's losses are summands of the step's: of those that have the same loss, only one's.
+    loss: Vec<bool>,
+    /// Whether each rank's samples count: of those that read the same, only one's.
+    samples: Vec<bool>,
+}
+
+impl Roles {
+    fn new(rank: usize, mesh: &Mesh) -> Self {
+        let first = |rank, axis| mesh.coordinate(rank, axis) == 0;
+        let ranks = || 0..mesh.world_size();
+        Self {
+            rank,
+            data: ranks().map(|rank| mesh.data_rank(rank)).collect(),
+            loss: ranks().map(|rank| first(rank, Axis::Tensor)).collect(),
+            samples: ranks()
+                .map(|rank| first(rank, Axis::Tensor) && first(rank, Axis::Context))
+                .collect(),
+        }
+    }
+
+    /// Its place among the ranks that read different samples.
+    pub fn data_rank(&self, rank: usize) -> usize {
+        self.data[rank]
+    }
+
+    /// The first rank that reads the samples of a place among those that read different ones.
+    pub fn reader(&self, place: usize) -> usize {
+        self.data.iter().position(|data| *data == place).unwrap_or(0)
+    }
+
+    /// Whether a rank reads the samples that this one reads.
+    pub fn reads_with(&self, rank: usize) -> bool {
+        self.data[rank] == self.data[self.rank]
+    }
+
+    /// Whether a rank's losses are summands.
+    pub fn gives_loss(&self, rank: usize) -> bool {
+        self.loss[rank]
+    }
+
+    /// A count of this rank's samples, as a summand of the count of all.
+    pub fn samples(&self, count: usize) -> usize {
+        if self.samples[self.rank] { count } else { 0 }
+    }
+
+    /// A loss of this rank, as a summand of that of all.
+    pub fn loss(&self, loss: f64) -> f64 {
+        if self.loss[self.rank] { loss } else { 0.0 }
+    }
 }
 
 impl Groups {
     /// The groups of a world of one rank.
     pub fn one() -> Self {
         let one = || Box::new(OneRank);
-        Self { shard: one(), replicate: one(), data: one(), trace: Trace::default() }
+        let roles = Roles { rank: 0, data: vec![0], loss: vec![true], samples: vec![true] };
+        Self {
+            shard: one(),
+            replicate: one(),
+            world: one(),
+            tensor: Peers::alone(),
+            context: Peers::alone(),
+            parallel: Parallel::alone(),
+            holders: vec![],
+            roles,
+            trace: Trace::default(),
+        }
     }
 
     /// The groups of this rank on a mesh of the world's ranks.
     ///
     /// # Errors
     /// If a group cannot be made.
-    pub fn new(world: &World, mesh: &Mesh) -> Result<Self, CommError> {
-        let along = |axis| mesh.group(world.rank(), axis);
-        let data: Vec<usize> = (0..world.size()).collect();
+    pub fn new(world: &World, mesh: &Mesh, split: &ModelSplit) -> Result<Self, CommError> {
+        let along = |name: &str, axes: &[Axis]| {
+            world.communicator(name, &mesh.group_of(world.rank(), axes))
+        };
+        let ranks = mesh.group(world.rank(), Axis::Tensor);
+        let some = |places: &&Range<usize>| places.len() > 1 && places.len() < ranks.len();
+        let holders = split.holders.iter().filter(some).map(|places| {
+            let name = format!("tp {}..{}", places.start, places.end);
+            Ok((places.clone(), world.communicator(&name, &ranks[places.clone()])?))
+        });
+        let tensor = Peers::new(along("tp", &[Axis::Tensor])?);
+        let context = Peers::new(along("cp", &[Axis::Context])?);
+        let parallel = Parallel {
+            tensor: TensorParallel::new(
+                tensor.clone(),
+                split.sequence && tensor.several(),
+                split.loss && tensor.several(),
+                split.vocabulary,
+            ),
+            context: ContextParallel::new(context.clone(), split.context),
+        };
         Ok(Self {
-            shard: world.communicator("dp_shard", &along(Axis::DataShard))?,
-            replicate: world.communicator("dp_replicate", &along(Axis::DataReplicate))?,
-            data: world.communicator("dp", &data)?,
+            shard: along("dp_shard", &[Axis::DataShard, Axis::Context])?,
+            replicate: along("dp_replicate", &[Axis::DataReplicate])?,
+            world: along("world", &Axis::ALL)?,
+            tensor,
+            context,
+            parallel,
+            holders: holders.collect::<Result<_, CommError>>()?,
+            roles: Roles::new(world.rank(), mesh),
             trace: world.trace().clone(),
         })
     }
 
-    /// Whether there are other ranks.
-    pub fn several(&self) -> bool {
-        self.data.size() > 1
+    /// This rank among those that hold the parameters.
+    pub fn sharding(&self) -> Sharding {
+        let (rank, ranks) = (self.shard.rank(), self.shard.size());
+        let sequence = self.parallel.tensor.cuts_stream();
+        let tensor = TensorRank { rank: self.tensor.rank(), ranks: self.tensor.size(), sequence };
+        Sharding { rank, ranks, tensor }
     }
 
-    /// The sums of counts over all ranks that read different samples.
+    /// The ranks at these places of `tp`, this rank's among them.
+    ///
+    /// # Panics
+    /// If the groups were made without them.
+    pub fn holders(&self, places: &Range<usize>) -> &dyn Communicator {
+        if places.len() == self.tensor.size() {
+            return self.tensor.communicator();
+        }
+        let known = self.holders.iter().find(|(known, _)| known == places);
+        let (_, communicator) = known.expect("a group for each part of a parameter");
+        &**communicator
+    }
+
+    /// Whether what modules have exchanged in the middle of their computation has arrived.
+    ///
+    /// # Errors
+    /// The first error of such an exchange.
+    pub fn check(&self) -> Result<(), CommError> {
+        self.tensor.check()?;
+        self.context.check()
+    }
+
+    /// Whether there are other ranks.
+    pub fn several(&self) -> bool {
+        self.world.size() > 1
+    }
+
+    /// The sums of counts over all ranks.
     ///
     /// # Errors
     /// If the exchange fails.
@@ -57,12 +223,12 @@ impl Groups {
         // Each as two numbers, for integers of devices have 32 bits.
         let halves = |count: usize| [(count >> 24) as i32, (count & 0xff_ffff) as i32];
         let parts: Vec<i32> = counts.into_iter().flat_map(halves).collect();
-        let sum = self.data.all_reduce(integers(&parts, device).into(), Reduction::Sum).wait()?;
+        let sum = self.world.all_reduce(integers(&parts, device).into(), Reduction::Sum).wait()?;
         let sum = host_integers(sum.int());
         Ok(std::array::from_fn(|i| ((sum[2 * i] as usize) << 24) + sum[2 * i + 1] as usize))
     }
 
-    /// The largest of a number over all ranks that read different samples.
+    /// The largest of a number over all ranks.
     ///
     /// # Errors
     /// If the exchange fails.
@@ -71,11 +237,11 @@ impl Groups {
             return Ok(value);
         }
         let most =
-            self.data.all_reduce(integers(&[value], device).into(), Reduction::Max).wait()?;
+            self.world.all_reduce(integers(&[value], device).into(), Reduction::Max).wait()?;
         Ok(host_integers(most.int())[0])
     }
 
-    /// The sum of a number over all ranks that read different samples, in the order of ranks.
+    /// The sum of a number over all ranks, in their order.
     ///
     /// # Errors
     /// If the exchange fails.
@@ -94,7 +260,7 @@ impl Groups {
         if !self.several() {
             return Ok(text.into());
         }
-        let length = if self.data.rank() == rank { text.len() as i32 } else { 0 };
+        let length = if self.world.rank() == rank { text.len() as i32 } else { 0 };
         let length = self.largest(length, device)? as usize;
         if length == 0 {
             return Ok(String::new());
@@ -102,12 +268,12 @@ impl Groups {
         // Not every device stores bytes.
         let mut bytes: Vec<i32> = text.bytes().map(i32::from).collect();
         bytes.resize(length, 0);
-        let said = self.data.broadcast(integers(&bytes, device).into(), rank).wait()?.int();
+        let said = self.world.broadcast(integers(&bytes, device).into(), rank).wait()?.int();
         let bytes: Vec<u8> = host_integers(said).into_iter().map(|byte| byte as u8).collect();
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// The numbers of every rank that reads different samples, in the order of ranks; each gives as many.
+    /// The numbers of every rank, in their order; each gives as many.
     ///
     /// # Errors
     /// If the exchange fails.
@@ -116,8 +282,8 @@ impl Groups {
             return Ok(values.to_vec());
         }
         let shard = super::on_device(values.to_vec(), device);
-        let lengths = vec![values.len(); self.data.size()];
-        Ok(super::on_host(self.data.all_gather_floats(shard, &lengths).wait()?))
+        let lengths = vec![values.len(); self.world.size()];
+        Ok(super::on_host(self.world.all_gather_floats(shard, &lengths).wait()?))
     }
 }
 

@@ -5,24 +5,27 @@ use std::ops::Range;
 
 use burn_titan_parallel::placement::FlatBucket;
 
-use crate::model::{Model, ParameterSpec};
+use crate::checkpoint::{Region, TensorError};
+use crate::model::{Cut, Model, ParameterSpec, PlanError, TensorRank};
 
-/// This rank among those that share the parameters.
+/// This rank among those that hold the parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sharding {
-    /// This rank, from 0.
+    /// This rank, from 0, among those that share what a rank of `tp` has.
     pub rank: usize,
-    /// Ranks that share the parameters.
+    /// How many they are.
     pub ranks: usize,
+    /// This rank among those that split matrix products.
+    pub tensor: TensorRank,
 }
 
 impl Sharding {
     /// One rank holds everything.
-    pub const WHOLE: Self = Self { rank: 0, ranks: 1 };
+    pub const WHOLE: Self = Self { rank: 0, ranks: 1, tensor: TensorRank::ALONE };
 }
 
-/// How the parameters of a model lie on the ranks that share them. Each parameter belongs to the first unit
-/// that has it; the parameters of a unit are one [`FlatBucket`].
+/// How the parameters of a model lie on the ranks. Each parameter belongs to the first unit that has it. A rank of
+/// `tp` has a [`Cut`] of each; the cuts of a unit are one [`FlatBucket`] on the ranks that share them.
 pub struct Layout {
     sharding: Sharding,
     units: Vec<UnitLayout>,
@@ -30,35 +33,106 @@ pub struct Layout {
     places: HashMap<String, (usize, usize)>,
 }
 
+/// A parameter, and what of it this rank of `tp` has.
+#[derive(Debug, Clone)]
+pub struct LocalParameter {
+    /// Name and shape of the whole parameter.
+    pub spec: ParameterSpec,
+    /// What is here.
+    pub cut: Cut,
+}
+
+impl LocalParameter {
+    /// Its elements here.
+    pub fn elements(&self) -> usize {
+        self.cut.elements()
+    }
+
+    /// Whether, of the ranks of `tp` that have the same, this is the one that counts: in a norm, in a checkpoint.
+    pub fn counts(&self, tensor: TensorRank) -> bool {
+        self.cut.holders.start == tensor.rank || self.cut.holders.len() == 1
+    }
+
+    /// These elements of the cut, row-major, as a part of the whole parameter.
+    ///
+    /// # Errors
+    /// If the parameter's size overflows: a fault of the program.
+    pub fn region(&self, range: Range<usize>) -> Result<Region, TensorError> {
+        let region = Region::new(&self.cut.start, &self.cut.shape, range);
+        region.map_err(|source| TensorError::Region { name: self.spec.name.clone(), source })
+    }
+}
+
 /// The parameters of a unit.
 pub struct UnitLayout {
     /// Those that belong to it, in the order of the bucket.
-    pub owned: Vec<ParameterSpec>,
+    pub owned: Vec<LocalParameter>,
     /// Those that belong to an earlier unit.
-    pub tied: Vec<ParameterSpec>,
+    pub tied: Vec<LocalParameter>,
     /// How the owned ones are shared.
     pub bucket: FlatBucket,
 }
 
+impl UnitLayout {
+    /// Its own parameters of which several ranks of `tp` have the same part, and each a summand of the gradient: by
+    /// the ranks that have it, in a fixed order.
+    pub fn partial(&self) -> Vec<(Range<usize>, Vec<&LocalParameter>)> {
+        let mut partial: Vec<(Range<usize>, Vec<&LocalParameter>)> = Vec::new();
+        for local in self.owned.iter().filter(|local| local.cut.partial) {
+            match partial.iter_mut().find(|(holders, _)| *holders == local.cut.holders) {
+                Some((_, locals)) => locals.push(local),
+                None => partial.push((local.cut.holders.clone(), vec![local])),
+            }
+        }
+        partial
+    }
+}
+
 impl Layout {
     /// The layout of a model.
-    pub fn new(model: &Model, sharding: Sharding) -> Self {
+    ///
+    /// # Errors
+    /// If the model's parameters cannot be split over so many ranks of `tp`.
+    pub fn new(model: &Model, sharding: Sharding) -> Result<Self, PlanError> {
+        Ok(Self::of(model, sharding, model.cuts(sharding.tensor)?))
+    }
+
+    fn of(model: &Model, sharding: Sharding, cuts: Vec<Cut>) -> Self {
+        let specs = model.parameters().into_iter();
+        let mut locals: HashMap<String, LocalParameter> = specs
+            .zip(cuts)
+            .map(|(spec, cut)| (spec.name.clone(), LocalParameter { spec, cut }))
+            .collect();
         let mut places = HashMap::new();
-        let mut units = Vec::new();
+        let mut units: Vec<UnitLayout> = Vec::new();
         for (number, unit) in model.units.iter().enumerate() {
-            let (tied, owned): (Vec<_>, Vec<_>) =
-                unit.parameters().into_iter().partition(|spec| places.contains_key(&spec.name));
-            for (i, spec) in owned.iter().enumerate() {
-                places.insert(spec.name.clone(), (number, i));
+            let (mut owned, mut tied) = (Vec::new(), Vec::new());
+            for ParameterSpec { name, .. } in unit.parameters() {
+                match locals.remove(&name) {
+                    Some(local) => {
+                        places.insert(name, (number, owned.len()));
+                        owned.push(local);
+                    }
+                    None => {
+                        let (unit, place) = places[&name];
+                        tied.push(units[unit].owned[place].clone());
+                    }
+                }
             }
-            let lengths = owned.iter().map(ParameterSpec::elements);
+            let lengths = owned.iter().map(LocalParameter::elements);
             let bucket = FlatBucket::new(lengths, sharding.ranks);
             units.push(UnitLayout { owned, tied, bucket });
         }
         Self { sharding, units, places }
     }
 
-    /// This rank among those that share the parameters.
+    /// The layout of a model whose parameters are shared by so many ranks, and not split otherwise.
+    pub fn flat(model: &Model, rank: usize, ranks: usize) -> Self {
+        let cuts = model.parameters().iter().map(|spec| Cut::whole(&spec.shape)).collect();
+        Self::of(model, Sharding { rank, ranks, ..Sharding::WHOLE }, cuts)
+    }
+
+    /// This rank among those that hold the parameters.
     pub fn sharding(&self) -> Sharding {
         self.sharding
     }
@@ -69,8 +143,24 @@ impl Layout {
     }
 
     /// All parameters, each once, in the order of the units.
-    pub fn parameters(&self) -> impl Iterator<Item = &ParameterSpec> {
+    pub fn parameters(&self) -> impl Iterator<Item = &LocalParameter> {
         self.units.iter().flat_map(|unit| &unit.owned)
+    }
+
+    /// A parameter.
+    ///
+    /// # Panics
+    /// If the model has no such parameter.
+    pub fn parameter(&self, name: &str) -> &LocalParameter {
+        let (unit, place) = self.places[name];
+        &self.units[unit].owned[place]
+    }
+
+    /// Most ranks of `tp` that have the same part of a split parameter.
+    pub fn most_holders(&self) -> usize {
+        let ranks = self.sharding.tensor.ranks;
+        let holders = self.parameters().map(|local| local.cut.holders.len());
+        holders.filter(|holders| *holders < ranks).max().unwrap_or(1)
     }
 
     /// The unit that a parameter belongs to.
@@ -81,7 +171,7 @@ impl Layout {
         self.places[name].0
     }
 
-    /// Which elements of a parameter, row-major, a rank holds.
+    /// Which elements of this rank's cut of a parameter, row-major, a rank holds of those that share it.
     ///
     /// # Panics
     /// If the model has no such parameter.
@@ -90,8 +180,16 @@ impl Layout {
         self.units[unit].bucket.piece(place, rank)
     }
 
-    /// How many elements of a parameter each rank holds.
+    /// How many elements of a parameter each rank holds of those that share it.
     pub fn piece_lengths(&self, name: &str) -> Vec<usize> {
         (0..self.sharding.ranks).map(|rank| self.piece(name, rank).len()).collect()
+    }
+
+    /// This rank's piece of a parameter, as a part of the whole one; empty where none of it is here.
+    ///
+    /// # Errors
+    /// If the parameter's size overflows: a fault of the program.
+    pub fn region(&self, name: &str) -> Result<Region, TensorError> {
+        self.parameter(name).region(self.piece(name, self.sharding.rank))
     }
 }

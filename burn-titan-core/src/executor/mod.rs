@@ -16,15 +16,16 @@ use burn_titan_parallel::{Action, CommError, Program, step};
 use thiserror::Error;
 
 pub(crate) use exchange::BLOCK;
-pub use groups::Groups;
-pub use layout::{Layout, Sharding, UnitLayout};
+pub use groups::{Groups, ModelSplit, Roles};
+pub use layout::{Layout, LocalParameter, Sharding, UnitLayout};
 pub use non_finite::{MicroBatch, NonFinite};
 pub use parameters::{GradientStore, Parameter, ParameterStore};
-pub(crate) use parameters::{on_device, on_host, region_of};
+pub(crate) use parameters::{on_device, on_host};
 use pass::Pass;
 
 use crate::config::Quantize;
-use crate::model::{Context, Model, Stream};
+use crate::data::Batch;
+use crate::model::{Context, HeadOutput, Model, Stream, Unit};
 use crate::optim::{Optimizer, clip_factor};
 
 /// What a training step measured.
@@ -76,6 +77,8 @@ impl Precision {
 /// A model on a device: its units, and this rank's pieces of its parameters.
 pub struct Executor {
     model: Model,
+    /// The units with what this rank of `tp` has of their parameters.
+    units: Vec<Box<dyn Unit>>,
     /// The parameters, in f32.
     pub parameters: ParameterStore,
     device: Device,
@@ -95,9 +98,16 @@ impl Executor {
         precision: Precision,
         groups: Groups,
     ) -> Self {
-        let sharding = Sharding { rank: groups.shard.rank(), ranks: groups.shard.size() };
-        assert_eq!(parameters.layout().sharding(), sharding, "how the parameters are shared");
-        Self { model, parameters, device, precision, groups }
+        let layout = parameters.layout();
+        assert_eq!(layout.sharding(), groups.sharding(), "how the parameters are shared");
+        let shape = |name: &str| layout.parameter(name).cut.shape.clone();
+        let units = model.units.iter().map(|unit| unit.reshaped(&shape)).collect();
+        Self { model, units, parameters, device, precision, groups }
+    }
+
+    /// Puts this rank's share of a micro-batch on the device.
+    pub fn context(&self, batch: &Batch, head: HeadOutput) -> Context {
+        Context::shared_by(batch, head, &self.device, &self.groups.parallel)
     }
 
     /// The ranks that this one exchanges tensors with.
@@ -129,9 +139,9 @@ impl Executor {
         optimizer: &mut Optimizer,
         rule: StepRule,
     ) -> Result<StepOutcome, StepError> {
-        let Self { model, parameters, device, precision, groups } = self;
+        let Self { units, parameters, device, precision, groups, .. } = self;
         let Precision { compute, reduce, quantize } = *precision;
-        let machine = Machine { model, device, compute, reduce, quantize, groups };
+        let machine = Machine { units, device, compute, reduce, quantize, groups };
         let mut pass = Pass::new(machine, contexts, valid_tokens);
         let mut outcome = StepOutcome { loss: 0.0, grad_norm: 0.0 };
         for action in &program.actions {
@@ -177,7 +187,7 @@ impl Executor {
     /// If an exchange with other ranks fails.
     pub fn forward(&self, context: &Context) -> Result<Stream, CommError> {
         let mut pass = Pass::new(self.machine(), std::slice::from_ref(context), 1);
-        let program = step::inference(self.model.units.len());
+        let program = step::inference(self.units.len());
         for action in &program.actions {
             pass.run(action, &self.parameters)?;
         }
@@ -194,7 +204,7 @@ impl Executor {
 
     fn machine(&self) -> Machine<'_> {
         Machine {
-            model: &self.model,
+            units: &self.units,
             device: &self.device,
             compute: self.precision.compute,
             reduce: self.precision.reduce,
@@ -207,7 +217,7 @@ impl Executor {
 /// What an action runs with, beside the parameters.
 #[derive(Clone, Copy)]
 struct Machine<'a> {
-    model: &'a Model,
+    units: &'a [Box<dyn Unit>],
     device: &'a Device,
     compute: DType,
     reduce: DType,
@@ -221,15 +231,18 @@ impl Machine<'_> {
         parameters: &ParameterStore,
         gradients: &GradientStore,
     ) -> Result<f64, CommError> {
+        let tensor = parameters.layout().sharding().tensor;
         let sums = parameters
             .iter()
-            .filter_map(|p| gradients.get(&p.spec.name))
+            .filter(|p| p.local.counts(tensor))
+            .filter_map(|p| gradients.get(p.name()))
             .map(burn_titan_kernels::sum_of_squares);
         let total = sums.reduce(|a, b| a + b);
-        let shard = &*self.groups.shard;
         // A rank without any gradient takes part in the sum all the same.
         let total = total.unwrap_or_else(|| Tensor::zeros([1], (parameters.device(), DType::F32)));
-        Ok(scalar(shard.all_reduce_sum(total).wait()?).sqrt())
+        let total = self.groups.shard.all_reduce_sum(total).wait()?;
+        let total = self.groups.tensor.communicator().all_reduce_sum(total).wait()?;
+        Ok(scalar(total).sqrt())
     }
 }
 

@@ -68,27 +68,29 @@ impl Machine<'_> {
         contexts: &[Context],
     ) -> Result<NonFinite, CommError> {
         let MicroBatch { rank, micro } = place;
-        let units = &self.model.units;
+        let units = self.units;
         let context = &contexts[micro];
         let mut stream = Some(Stream::Tokens(context.tokens.clone()));
-        stream.take_if(|_| rank != self.groups.data.rank());
+        // Ranks that share its samples run it together, to the end: none may wait for another.
+        let data = self.groups.roles.data_rank(rank);
+        stream.take_if(|_| !self.groups.roles.reads_with(rank));
         let mut broken = None;
         for (number, unit) in units.iter().enumerate() {
             let full = self.gathered(number, self.gather(number, parameters), parameters)?;
             let Some(input) = stream.take() else { continue };
             let unit = unit.with_parameters(false, &mut |name| full[name].clone());
             let output = unit.forward(input, context);
-            if is_finite_stream(&output) {
-                stream = Some(output);
-            } else {
+            self.groups.check()?;
+            if broken.is_none() && !is_finite_stream(&output) {
                 broken = Some(number);
             }
+            stream = Some(output);
         }
-        // The other ranks learn the unit's number; they know of none.
-        let number = broken.map_or(-1, |number| number as i32);
-        let number = self.groups.largest(number, self.device)?.max(0) as usize;
-        let unit = units.get(number).map_or("", |unit| unit.name());
-        let rank = self.groups.several().then_some(rank);
+        // The first over all ranks is the one with most units from it to the end; other ranks know of none.
+        let left = broken.map_or(0, |number| units.len() - number);
+        let left = self.groups.largest(left as i32, self.device)? as usize;
+        let unit = units.get(units.len().wrapping_sub(left)).map_or("", |unit| unit.name());
+        let rank = self.groups.several().then_some(data);
         Ok(NonFinite::Loss { rank, micro, unit: unit.into() })
     }
 
@@ -101,7 +103,7 @@ impl Machine<'_> {
             let name = unit.name().to_string();
             unit.parameters().into_iter().map(move |spec| (name.clone(), spec.name))
         };
-        let all: Vec<_> = self.model.units.iter().rev().flat_map(|unit| named(&**unit)).collect();
+        let all: Vec<_> = self.units.iter().rev().flat_map(|unit| named(&**unit)).collect();
         let broken = |(_, parameter): &(String, String)| {
             gradients.get(parameter).is_some_and(|gradient| !is_finite(gradient))
         };

@@ -5,20 +5,33 @@ use std::ops::Range;
 
 use burn::tensor::{DType, Device, Tensor};
 
-use super::layout::{Layout, Sharding};
+use super::layout::{Layout, LocalParameter};
 use crate::checkpoint::{HostTensor, Region, TensorError};
 use crate::model::{Model, ParameterSpec, initial_values};
 
 /// This rank's piece of a parameter.
 pub struct Parameter {
-    /// Name and shape of the whole parameter.
-    pub spec: ParameterSpec,
-    /// Which of its elements, row-major, are here; at least one.
+    /// The parameter, and what of it this rank of `tp` has.
+    pub local: LocalParameter,
+    /// Which elements of that, row-major, are here; at least one.
     pub range: Range<usize>,
     value: Option<Tensor<1>>,
 }
 
 impl Parameter {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.local.spec.name
+    }
+
+    /// What is here, as a part of the whole parameter.
+    ///
+    /// # Errors
+    /// If the parameter's size overflows: a fault of the program.
+    pub fn region(&self) -> Result<Region, TensorError> {
+        self.local.region(self.range.clone())
+    }
+
     /// The value, flat, in f32.
     ///
     /// # Panics
@@ -90,35 +103,49 @@ pub struct ParameterStore {
 
 impl ParameterStore {
     /// The initial parameters of a model, a function of the seed and their names.
-    pub fn initial(model: &Model, seed: u64, sharding: Sharding, device: &Device) -> Self {
-        Self::read(model, sharding, device, |spec, range| {
-            let initial = (model.initial)(spec);
-            let values = initial_values(initial, seed, &spec.name, range.start, range.len());
-            Ok::<_, std::convert::Infallible>(values)
-        })
-        .unwrap_or_else(|never| match never {})
-    }
-
-    /// The parameters of a model from the values that `read` gives of a range of a parameter's elements.
     ///
     /// # Errors
-    /// What `read` returns.
-    pub fn read<E>(
+    /// If a parameter's size overflows.
+    pub fn initial(
         model: &Model,
-        sharding: Sharding,
+        seed: u64,
+        layout: Layout,
         device: &Device,
-        mut read: impl FnMut(&ParameterSpec, Range<usize>) -> Result<Vec<f32>, E>,
+    ) -> Result<Self, TensorError> {
+        Self::read(layout, device, |spec, region| {
+            let initial = (model.initial)(spec);
+            let whole = Region::whole(&spec.shape);
+            let whole =
+                whole.map_err(|source| TensorError::Region { name: spec.name.clone(), source })?;
+            // A range of a matrix is one run, some of its columns one for each row.
+            let mut values = Vec::new();
+            for run in region.runs(&whole) {
+                let part = initial_values(initial, seed, &spec.name, run.target, run.length);
+                if values.is_empty() { values = part } else { values.extend(part) }
+            }
+            Ok(values)
+        })
+    }
+
+    /// The parameters of a model from the values that `read` gives of a part of one.
+    ///
+    /// # Errors
+    /// What `read` returns, and if a parameter's size overflows.
+    pub fn read<E: From<TensorError>>(
+        layout: Layout,
+        device: &Device,
+        mut read: impl FnMut(&ParameterSpec, &Region) -> Result<Vec<f32>, E>,
     ) -> Result<Self, E> {
-        let layout = Layout::new(model, sharding);
         let (mut parameters, mut index) = (Vec::new(), HashMap::new());
-        for spec in layout.parameters() {
-            let range = layout.piece(&spec.name, sharding.rank);
+        for local in layout.parameters() {
+            let range = layout.piece(&local.spec.name, layout.sharding().rank);
             if range.is_empty() {
                 continue;
             }
-            let value = Some(on_device(read(spec, range.clone())?, device));
-            index.insert(spec.name.clone(), parameters.len());
-            parameters.push(Parameter { spec: spec.clone(), range, value });
+            let values = read(&local.spec, &local.region(range.clone())?)?;
+            index.insert(local.spec.name.clone(), parameters.len());
+            let value = Some(on_device(values, device));
+            parameters.push(Parameter { local: local.clone(), range, value });
         }
         Ok(Self { layout, device: device.clone(), parameters, index })
     }
@@ -160,15 +187,9 @@ impl ParameterStore {
     pub fn to_host(&self) -> Result<Vec<HostTensor>, TensorError> {
         self.parameters
             .iter()
-            .map(|p| HostTensor::from_f32(&p.spec.name, &p.spec.shape, &on_host(p.value())))
+            .map(|p| HostTensor::from_f32(p.name(), &p.local.spec.shape, &on_host(p.value())))
             .collect()
     }
-}
-
-/// These elements of a parameter, row-major, as a checkpoint has them.
-pub(crate) fn region_of(spec: &ParameterSpec, range: Range<usize>) -> Result<Region, TensorError> {
-    let region = Region::flat(&spec.shape, range);
-    region.map_err(|source| TensorError::Region { name: spec.name.clone(), source })
 }
 
 /// A flat f32 tensor of host values.

@@ -46,7 +46,7 @@ pub(super) struct Pass<'a> {
 
 impl<'a> Pass<'a> {
     pub(super) fn new(machine: Machine<'a>, contexts: &'a [Context], valid_tokens: usize) -> Self {
-        let units = machine.model.units.len();
+        let units = machine.units.len();
         Self {
             machine,
             contexts,
@@ -81,8 +81,17 @@ impl<'a> Pass<'a> {
                 self.gathering[unit] = Some(self.machine.gather(unit, parameters));
             }
             Action::Unshard { unit } => self.unshard(unit, parameters)?,
-            Action::Forward { unit, micro, keep } => self.forward(unit, micro, keep),
-            Action::Backward { unit, micro } => self.backward(unit, micro),
+            Action::Forward { unit, micro, keep } => {
+                self.forward(unit, micro, keep);
+                self.machine.groups.check()?;
+            }
+            Action::Backward { unit, micro } => {
+                self.backward(unit, micro);
+                self.machine.groups.check()?;
+            }
+            Action::SumPartialGradients { unit } => {
+                self.machine.sum_partial(unit, parameters, &mut self.unreduced)?;
+            }
             Action::Reshard { unit } => self.unsharded[unit] = None,
             Action::ReduceGradients { unit } => {
                 let reducing = self.machine.reduce(unit, parameters, &mut self.unreduced);
@@ -106,10 +115,10 @@ impl<'a> Pass<'a> {
     fn unshard(&mut self, unit: usize, parameters: &ParameterStore) -> Result<(), CommError> {
         let gathering = self.gathering[unit].take().expect("a checked program gathers first");
         let full = self.machine.gathered(unit, gathering, parameters)?;
-        let model = self.machine.model;
         let mut value = |name: &str| full[name].clone();
-        let plain = model.units[unit].with_parameters(false, &mut value);
-        let tracked = model.units[unit].with_parameters(true, &mut value);
+        let skeleton = &self.machine.units[unit];
+        let plain = skeleton.with_parameters(false, &mut value);
+        let tracked = skeleton.with_parameters(true, &mut value);
         self.unsharded[unit] = Some(Unsharded { tracked, plain });
         Ok(())
     }
@@ -176,11 +185,14 @@ impl<'a> Pass<'a> {
         let loss_of = |loss: &Option<Tensor<1>>| loss.clone().map_or(0.0, |x| scalar(x) as f32);
         let losses: Vec<f32> = self.losses.iter().map(loss_of).collect();
         let micro_batches = losses.len();
-        let losses = machine.groups.all(&losses, machine.device)?;
+        let mut losses = machine.groups.all(&losses, machine.device)?;
         if let Some(first) = losses.iter().position(|loss| !loss.is_finite()) {
             let place = MicroBatch { rank: first / micro_batches, micro: first % micro_batches };
             return Err(machine.broken_loss(parameters, place, self.contexts)?.into());
         }
+        let roles = &machine.groups.roles;
+        let mut place = 0..;
+        losses.retain(|_| place.next().is_some_and(|i| roles.gives_loss(i / micro_batches)));
         let grad_norm = machine.gradient_norm(parameters, &self.gradients)?;
         if !grad_norm.is_finite() {
             return Err(machine.broken_gradient(&self.gradients)?.into());

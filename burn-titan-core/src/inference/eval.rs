@@ -11,7 +11,7 @@ use super::{DEFAULT_SEQ_LEN, LoadedModel, chosen_tokenizer};
 use crate::checkpoint::{HostDtype, HostTensor};
 use crate::config::{DataConfig, SourceConfig, SourceFormat, TokenDtype};
 use crate::data::{Batch, DataError, IGNORE, Loader, LoaderOptions, StreamOptions};
-use crate::model::{Context, HeadOutput, Stream};
+use crate::model::{HeadOutput, Stream};
 use crate::trainer::{TrainError, loss_of};
 
 /// What `eval` prints.
@@ -122,11 +122,11 @@ impl Sum<'_> {
         self.tokens += batch.valid_tokens;
         let executor = &self.model.executor;
         let Some(kept) = &mut self.logits else {
-            let context = Context::new(batch, HeadOutput::Loss, executor.device());
+            let context = executor.context(batch, HeadOutput::Loss);
             self.loss += loss_of(executor.forward(&context)?);
             return Ok(());
         };
-        let context = Context::new(batch, HeadOutput::Logits, executor.device());
+        let context = executor.context(batch, HeadOutput::Logits);
         let values = logits_of(executor.forward(&context)?, 0..batch.seq);
         let vocab = executor.model().vocab_size;
         self.loss += cross_entropy(&values, vocab, &batch.targets);

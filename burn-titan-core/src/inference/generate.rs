@@ -5,7 +5,7 @@ use std::path::Path;
 use super::eval::{logits_of, whole_sequence};
 use super::{LoadedModel, chosen_tokenizer};
 use crate::data::Tokenizer;
-use crate::model::{Context, HeadOutput};
+use crate::model::HeadOutput;
 use crate::sampling::Sampler;
 use crate::trainer::TrainError;
 
@@ -54,7 +54,7 @@ pub fn generate(
     for _ in 0..options.max_tokens {
         let start = tokens.len().saturating_sub(window);
         let batch = whole_sequence(&tokens[start..]);
-        let context = Context::new(&batch, HeadOutput::Logits, model.executor.device());
+        let context = model.executor.context(&batch, HeadOutput::Logits);
         let last = batch.seq - 1..batch.seq;
         let next = sampler.sample(&logits_of(model.executor.forward(&context)?, last))?;
         if Some(next) == eos {

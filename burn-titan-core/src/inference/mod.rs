@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 
-use crate::checkpoint::{self, Checkpoint, HostDtype, HostTensor};
+use crate::checkpoint::{self, Checkpoint, HostDtype, HostTensor, TensorError};
 use crate::config::{Config, parse_resolved};
-use crate::executor::{Executor, Groups, Layout, ParameterStore, Precision, Sharding};
+use crate::executor::{Executor, Groups, Layout, ParameterStore, Precision};
 use crate::hf::HfFolder;
 use crate::model::{HfWeights, Model, ModelFamily, ParameterSpec, Registry};
 use crate::trainer::{TOKENIZER_FILE, TrainError, family};
@@ -44,7 +44,7 @@ impl LoadedModel {
         device: Device,
     ) -> Result<Self, TrainError> {
         let (checkpoint, config, model) = open_checkpoint(path, registry)?;
-        let parameters = ParameterStore::read(&model, Sharding::WHOLE, &device, |spec, _| {
+        let parameters = ParameterStore::read(Layout::flat(&model, 0, 1), &device, |spec, _| {
             let tensor = checkpoint.tensor_of(&spec.name, HostDtype::F32, &spec.shape)?;
             Ok::<_, TrainError>(tensor.to_f32()?)
         })?;
@@ -60,7 +60,8 @@ impl LoadedModel {
         let folder = HfFolder::open(path)?;
         let family = recognise(&folder, registry)?;
         let model = build(family, &family.config_from_hf(&folder)?, DEFAULT_ATTENTION)?;
-        let parameters = hf_parameters(family, &model, &folder, Sharding::WHOLE, &device)?;
+        let parameters =
+            hf_parameters(family, &model, &folder, Layout::flat(&model, 0, 1), &device)?;
         let tokenizer = tokenizer_of(path);
         Ok(Self { executor: executor(model, parameters, device), config: None, tokenizer })
     }
@@ -149,15 +150,21 @@ pub(crate) fn hf_parameters(
     family: &dyn ModelFamily,
     model: &Model,
     folder: &HfFolder,
-    sharding: Sharding,
+    layout: Layout,
     device: &Device,
 ) -> Result<ParameterStore, TrainError> {
-    let layout = Layout::new(model, sharding);
-    let here = |spec: &&ParameterSpec| !layout.piece(&spec.name, sharding.rank).is_empty();
-    let wanted = layout.parameters().filter(here).map(|spec| spec.name.clone()).collect();
+    let rank = layout.sharding().rank;
+    let names = layout.parameters().map(|local| &local.spec.name);
+    let wanted = names.filter(|name| !layout.piece(name, rank).is_empty()).cloned().collect();
     let mut weights = WeightReader::new(family, model, folder, wanted)?;
-    ParameterStore::read(model, sharding, device, |spec, range| {
-        Ok(weights.take(spec)?.to_f32()?[range].to_vec())
+    ParameterStore::read(layout, device, |spec, region| {
+        let values = weights.take(spec)?.to_f32()?;
+        if region.is_whole(&spec.shape) {
+            return Ok(values);
+        }
+        let part = region.of_values(&spec.shape, &values);
+        let wrong = |source| TensorError::Region { name: spec.name.clone(), source };
+        Ok(part.map_err(wrong)?)
     })
 }
 

@@ -6,6 +6,10 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use burn::tensor::{Device, Int, Tensor};
+use burn_titan_kernels::{AttentionMask, Scores, attention};
+use burn_titan_parallel::Peers;
+use burn_titan_parallel::context_parallel::{ContextParallel, Method, SequenceShards, Visible};
+use burn_titan_parallel::tensor_parallel::TensorParallel;
 
 use crate::data::{Batch, IGNORE};
 
@@ -55,36 +59,144 @@ pub enum HeadOutput {
     Logits,
 }
 
-/// What every unit sees of a micro-batch.
+/// How the ranks of `tp` and of `cp` share what modules compute.
+#[derive(Debug, Clone)]
+pub struct Parallel {
+    /// Each matrix product.
+    pub tensor: TensorParallel,
+    /// Each sequence.
+    pub context: ContextParallel,
+}
+
+impl Parallel {
+    /// There is no other rank.
+    pub fn alone() -> Self {
+        Self {
+            tensor: TensorParallel::alone(),
+            context: ContextParallel::new(Peers::alone(), Method::Ring),
+        }
+    }
+}
+
+/// What every unit sees of a micro-batch: where ranks share each sequence, of the tokens of this one.
 pub struct Context {
     /// Token ids, `[batch, seq]`.
     pub tokens: Tensor<2, Int>,
     /// Target of each token, `[batch * seq]`, or -1 where there is none.
     pub targets: Tensor<1, Int>,
-    /// The first token that each token may attend to: the start of its document, `[batch, seq]`.
+    /// The first token that each token may attend to, by its place in the whole sequence: the start of its document,
+    /// `[batch, seq]`.
     pub first_key: Tensor<2, Int>,
     /// Position of each token in its document, `[batch * seq]`, on the host.
     pub positions: Vec<u32>,
     /// What the last unit returns.
     pub head: HeadOutput,
+    parallel: Parallel,
+    /// Where ranks share each sequence: positions of all tokens of it, `[batch * whole sequence]`.
+    whole: Option<(SequenceShards, Vec<u32>)>,
     memo: RefCell<HashMap<String, Rc<dyn Any>>>,
 }
 
 impl Context {
     /// Puts a micro-batch on a device.
     pub fn new(batch: &Batch, head: HeadOutput, device: &Device) -> Self {
-        let [rows, seq] = [batch.batch, batch.seq];
+        Self::shared_by(batch, head, device, &Parallel::alone())
+    }
+
+    /// Puts this rank's share of a micro-batch, of which each rank has all, on a device.
+    ///
+    /// # Panics
+    /// If the sequences are too short to be shared, which the check of the config has refused.
+    pub fn shared_by(
+        batch: &Batch,
+        head: HeadOutput,
+        device: &Device,
+        parallel: &Parallel,
+    ) -> Self {
+        let peers = parallel.context.peers();
+        let shards = peers.several().then(|| {
+            let shards = SequenceShards::new(batch.seq, peers.size());
+            shards.expect("a checked config has sequences that are long enough")
+        });
+        let places: Vec<i32> = match &shards {
+            Some(shards) => shards.positions(peers.rank()).map(|place| place as i32).collect(),
+            None => (0..batch.seq as i32).collect(),
+        };
+        let (rows, seq) = (batch.batch, places.len());
         let ints = |values: Vec<i32>| Tensor::<1, Int>::from_data(values.as_slice(), device);
-        let target = |t: &u32| if *t == IGNORE { -1 } else { *t as i32 };
-        let first_key = |(i, position): (usize, &u32)| (i % seq) as i32 - *position as i32;
+        let own = |values: &[u32]| match &shards {
+            Some(shards) => shards.take(peers.rank(), values),
+            None => values.to_vec(),
+        };
+        let target = |t: u32| if t == IGNORE { -1 } else { t as i32 };
+        let positions = own(&batch.positions);
+        let first_key = |(i, position): (usize, &u32)| places[i % seq] - *position as i32;
         Self {
-            tokens: ints(batch.tokens.iter().map(|t| *t as i32).collect()).reshape([rows, seq]),
-            targets: ints(batch.targets.iter().map(target).collect()),
-            first_key: ints(batch.positions.iter().enumerate().map(first_key).collect())
+            tokens: ints(own(&batch.tokens).into_iter().map(|t| t as i32).collect())
                 .reshape([rows, seq]),
-            positions: batch.positions.clone(),
+            targets: ints(own(&batch.targets).into_iter().map(target).collect()),
+            first_key: ints(positions.iter().enumerate().map(first_key).collect())
+                .reshape([rows, seq]),
+            positions,
             head,
+            parallel: parallel.clone(),
+            whole: shards.map(|shards| (shards, batch.positions.clone())),
             memo: RefCell::default(),
+        }
+    }
+
+    /// A sub-module that computes with split weights: `f` of `x`, a part of the residual stream. The mesh puts its
+    /// exchanges here: what `f` gives on the ranks of `tp` is summed.
+    ///
+    /// `x` and the result are hidden states of the residual stream, `f` takes and gives `[batch, seq, dim]`.
+    pub fn site(&self, x: Tensor<3>, f: impl FnOnce(Tensor<3>) -> Tensor<3>) -> Tensor<3> {
+        let tensor = &self.parallel.tensor;
+        tensor.leave(f(tensor.enter(x, self.tokens.dims())))
+    }
+
+    /// The embeddings of tokens `[batch, seq]`, rows of `weight` (`[vocab, dim]`), as hidden states of the residual
+    /// stream.
+    pub fn embedding(&self, weight: Tensor<2>, tokens: Tensor<2, Int>) -> Tensor<3> {
+        self.parallel.tensor.embed(weight, tokens)
+    }
+
+    /// Attention of each token to its document, from its start, or from `window` tokens back, up to itself.
+    ///
+    /// # Shapes
+    /// - `query`: `[batch, heads, seq, head_dim]`
+    /// - `key`, `value`: `[batch, kv_heads, seq, head_dim]`
+    /// - result: as `query`
+    pub fn attention(
+        &self,
+        query: Tensor<4>,
+        key: Tensor<4>,
+        value: Tensor<4>,
+        window: Option<usize>,
+        scores: Scores,
+    ) -> Tensor<4> {
+        let memo = format!("attention to {window:?}");
+        if let Some((shards, positions)) = &self.whole {
+            let device = self.tokens.device();
+            let rank = self.parallel.context.peers().rank();
+            let visible = self.shared(&memo, || {
+                Rc::new(Visible::new(shards.clone(), rank, positions, window, &device))
+            });
+            return self.parallel.context.attention(query, key, value, &visible, scores);
+        }
+        let mask = self.shared(&memo, || {
+            let documents = AttentionMask::documents(self.first_key.clone());
+            window.map_or(documents.clone(), |width| documents.window(width))
+        });
+        attention(query, key, value, &mask, scores).output
+    }
+
+    /// What the last unit gives, of the hidden states of the residual stream after the last norm and the output
+    /// matrix `[dim, vocab]`.
+    pub fn output(&self, hidden: Tensor<3>, weight: Tensor<2>) -> Stream {
+        let tensor = &self.parallel.tensor;
+        match self.head {
+            HeadOutput::Loss => Stream::Loss(tensor.loss(hidden, weight, self.targets.clone())),
+            HeadOutput::Logits => Stream::Logits(tensor.logits(hidden, weight, self.tokens.dims())),
         }
     }
 

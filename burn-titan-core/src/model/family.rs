@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::initial::Initial;
+use super::tensor_plan::{Cut, PlanError, TensorPlan, TensorRank};
 use super::unit::{ParameterSpec, Unit};
 use crate::checkpoint::HostTensor;
 use crate::hf::HfFolder;
@@ -38,6 +39,10 @@ pub struct Model {
     pub initial: Box<dyn Fn(&ParameterSpec) -> Initial + Send + Sync>,
     /// Name of the embedding's parameter, which costs no FLOPs unless it is the head's too.
     pub embedding: &'static str,
+    /// How the parameters lie on the ranks of the axis `tp`, or why they cannot be split.
+    pub tensor_plan: Result<TensorPlan, PlanError>,
+    /// Whether the attention may run on a share of each sequence: it calls [`super::Context::attention`].
+    pub shares_sequences: bool,
 }
 
 impl Model {
@@ -49,6 +54,18 @@ impl Model {
             .flat_map(|unit| unit.parameters())
             .filter(|spec| seen.insert(spec.name.clone()))
             .collect()
+    }
+
+    /// The part of each parameter that a rank of `tp` has, in the order of [`Model::parameters`].
+    ///
+    /// # Errors
+    /// If the model's plan does not fit its parameters, or the number of ranks.
+    pub fn cuts(&self, tensor: TensorRank) -> Result<Vec<Cut>, PlanError> {
+        let parameters = self.parameters();
+        if tensor.ranks == 1 {
+            return Ok(parameters.iter().map(|spec| Cut::whole(&spec.shape)).collect());
+        }
+        self.tensor_plan.as_ref().map_err(Clone::clone)?.cuts(&parameters, tensor)
     }
 
     /// Elements of all parameters.

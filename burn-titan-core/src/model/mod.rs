@@ -4,10 +4,14 @@ mod activations;
 mod context;
 mod family;
 mod initial;
+mod tensor_plan;
 mod unit;
 
 pub use activations::{Activations, Workload};
-pub use context::{Context, HeadOutput, Stream};
+pub use context::{Context, HeadOutput, Parallel, Stream};
 pub use family::{FieldProblem, HfExtras, HfWeights, Model, ModelError, ModelFamily, Registry};
 pub use initial::{Initial, initial_values};
-pub use unit::{ModuleUnit, ParameterSpec, Unit, UnitModule, parameter_elements};
+pub use tensor_plan::{Cut, Heads, Line, PlanError, Split, TensorPlan, TensorRank};
+pub use unit::{
+    ModuleUnit, ParameterSpec, Site, Unit, UnitModule, parameter_elements, parameter_specs,
+};

@@ -5,7 +5,7 @@
 //! the real thing out of flat tensors, by parameter name.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Gradients, Tensor};
+use burn::tensor::{Device, Gradients, Shape, Tensor};
 
 use super::activations::{Activations, Workload};
 use super::context::{Context, Stream};
@@ -19,6 +19,44 @@ pub trait UnitModule: Module + Sync + 'static {
     fn activations(&self, _: &Workload) -> Option<Activations> {
         None
     }
+
+    /// Where it meets other ranks, in the order of the forward, for the bytes that `burn-titan plan` counts; `None` if
+    /// it does not know. Allocates nothing.
+    fn sites(&self) -> Option<Vec<Site>> {
+        None
+    }
+}
+
+/// Where a module meets the ranks that share its work: the operations of [`Context`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Site {
+    /// [`Context::embedding`] to hidden states of this width.
+    Embedding {
+        /// The width.
+        dim: usize,
+    },
+    /// What [`Context::site`] does before the sub-module.
+    Enter {
+        /// Width of the hidden states.
+        dim: usize,
+    },
+    /// What it does after it.
+    Leave {
+        /// Width of the hidden states.
+        dim: usize,
+    },
+    /// [`Context::attention`].
+    Attention {
+        /// Key heads of this rank.
+        key_heads: usize,
+        /// Width of a head.
+        head_dim: usize,
+    },
+    /// [`Context::output`].
+    Output {
+        /// Width of the hidden states.
+        dim: usize,
+    },
 }
 
 /// Name and shape of a parameter.
@@ -53,11 +91,17 @@ pub trait Unit: Send + Sync {
         value: &mut dyn FnMut(&str) -> Tensor<1>,
     ) -> Box<dyn Unit>;
 
+    /// The skeleton with parameters of the shapes that `shape(name)` gives: what a rank has of them. Allocates nothing.
+    fn reshaped(&self, shape: &dyn Fn(&str) -> Vec<usize>) -> Box<dyn Unit>;
+
     /// Runs the unit.
     fn forward(&self, input: Stream, context: &Context) -> Stream;
 
     /// The memory that it takes on a micro-batch, if it knows.
     fn activations(&self, workload: &Workload) -> Option<Activations>;
+
+    /// Where it meets other ranks, if it knows.
+    fn sites(&self) -> Option<Vec<Site>>;
 
     /// Takes the gradients of its parameters out of a backward, flat, by name; a parameter that took
     /// no part has none.
@@ -101,6 +145,11 @@ impl<M: UnitModule> Unit for ModuleUnit<M> {
         Box::new(Self { name: self.name.clone(), prefix: self.prefix.clone(), module })
     }
 
+    fn reshaped(&self, shape: &dyn Fn(&str) -> Vec<usize>) -> Box<dyn Unit> {
+        let module = self.module.clone().map(&mut Reshape { path: self.path(), shape });
+        Box::new(Self { name: self.name.clone(), prefix: self.prefix.clone(), module })
+    }
+
     fn forward(&self, input: Stream, context: &Context) -> Stream {
         self.module.forward(input, context)
     }
@@ -109,14 +158,23 @@ impl<M: UnitModule> Unit for ModuleUnit<M> {
         self.module.activations(workload)
     }
 
+    fn sites(&self) -> Option<Vec<Site>> {
+        self.module.sites()
+    }
+
     fn take_gradients(&self, gradients: &mut Gradients, take: &mut dyn FnMut(&str, Tensor<1>)) {
         self.module.visit(&mut Take { path: self.path(), gradients, take });
     }
 }
 
+/// A module's parameters. Allocates nothing.
+pub fn parameter_specs(module: &impl Module) -> Vec<ParameterSpec> {
+    specs(module, Path { parts: vec![] })
+}
+
 /// Elements of a module's parameters. Allocates nothing.
 pub fn parameter_elements(module: &impl Module) -> usize {
-    specs(module, Path { parts: vec![] }).iter().map(ParameterSpec::elements).sum()
+    parameter_specs(module).iter().map(ParameterSpec::elements).sum()
 }
 
 fn specs(module: &impl Module, path: Path) -> Vec<ParameterSpec> {
@@ -184,6 +242,32 @@ impl ModuleMapper for Fill<'_> {
         let value: Tensor<D> = (self.value)(&self.path.name()).reshape(shape);
         let value = if self.tracked { value.autodiff().require_grad() } else { value };
         Param::initialized(param.id, value)
+    }
+}
+
+struct Reshape<'a> {
+    path: Path,
+    shape: &'a dyn Fn(&str) -> Vec<usize>,
+}
+
+impl ModuleMapper for Reshape<'_> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.enter(name);
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.exit();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let shape = Shape::from((self.shape)(&self.path.name()));
+        let zeros = {
+            let shape = shape.clone();
+            move |device: &Device, tracked: bool| {
+                Tensor::zeros(shape, device).set_require_grad(tracked)
+            }
+        };
+        Param::uninitialized(param.id, zeros, param.lazy_device(), true, shape)
     }
 }
 

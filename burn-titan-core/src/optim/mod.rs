@@ -6,7 +6,6 @@ mod muon;
 mod owners;
 
 use std::collections::HashMap;
-use std::ops::Range;
 
 use burn::tensor::{Device, Tensor};
 use burn_titan_kernels::{AdamwStep, adamw};
@@ -16,9 +15,9 @@ use thiserror::Error;
 pub use muon::{MuonRule, muon_update};
 use owners::Matrix;
 
-use crate::checkpoint::{CheckpointError, DeferredTensor, HostTensor, TensorError};
+use crate::checkpoint::{CheckpointError, DeferredTensor, HostTensor, Region, TensorError};
 use crate::config::{NamePattern, OptimizerConfig, OptimizerKind};
-use crate::executor::{GradientStore, Layout, ParameterStore, on_device, on_host, region_of};
+use crate::executor::{GradientStore, Layout, LocalParameter, ParameterStore, on_device, on_host};
 use crate::model::ParameterSpec;
 
 /// The factor that scales gradients of norm `norm` down to `max_norm`: `min(1, max_norm / (norm +
@@ -184,7 +183,7 @@ impl Optimizer {
         scale: Scale,
     ) {
         for parameter in parameters.iter_mut() {
-            let name = parameter.spec.name.clone();
+            let name = parameter.name().to_string();
             let rule = self.rules[&name];
             if rule.kind != OptimizerKind::Adamw {
                 continue;
@@ -225,8 +224,8 @@ impl Optimizer {
         let is_due = |spec: &&ParameterSpec| {
             self.rules[&spec.name].kind == OptimizerKind::Muon && gradients.has(&spec.name)
         };
-        let due: Vec<ParameterSpec> =
-            parameters.layout().parameters().filter(is_due).cloned().collect();
+        let specs = parameters.layout().parameters().map(|local| &local.spec);
+        let due: Vec<ParameterSpec> = specs.filter(is_due).cloned().collect();
         // One rank takes one matrix after the other; several exchange all of them at once.
         let together = if shard.size() == 1 { 1 } else { due.len().max(1) };
         for specs in due.chunks(together) {
@@ -303,10 +302,12 @@ impl Optimizer {
         &self,
         layout: &Layout,
     ) -> Result<Vec<DeferredTensor<'_, E>>, TensorError> {
-        self.tensors(layout.parameters())
+        // Of the ranks that hold the same, one gives it.
+        let tensor = layout.sharding().tensor;
+        let parameters = layout.parameters().filter(|local| local.counts(tensor));
+        self.tensors(parameters.map(|local| &local.spec))
             .map(|(name, spec, value)| {
-                let range = layout.piece(&spec.name, layout.sharding().rank);
-                let region = region_of(spec, range)?;
+                let region = layout.region(&spec.name)?;
                 DeferredTensor::f32_region(name, &spec.shape, region, move || on_host(value))
             })
             .collect()
@@ -331,29 +332,29 @@ impl Optimizer {
     }
 
     /// Restores the state after `updates` updates. `has(name)` tells whether there is a tensor of that
-    /// name of [`Optimizer::to_host`], `read(name, spec, range)` gives a range of its elements. A parameter
+    /// name of [`Optimizer::to_host`], `read(name, spec, region)` gives a part of it. A parameter
     /// without any state starts with none, as one that never had a gradient; of any other, all that its
     /// optimizer needs is read.
     ///
     /// # Errors
     /// What `read` returns, for what is missing too: the state is of another optimizer.
-    pub fn restore<E>(
+    pub fn restore<E: From<TensorError>>(
         &mut self,
         updates: u64,
         layout: &Layout,
         device: &Device,
         has: impl Fn(&str) -> bool,
-        mut read: impl FnMut(&str, &ParameterSpec, Range<usize>) -> Result<Vec<f32>, E>,
+        mut read: impl FnMut(&str, &ParameterSpec, &Region) -> Result<Vec<f32>, E>,
     ) -> Result<(), E> {
         self.updates = updates;
         self.states.clear();
-        for spec in layout.parameters() {
-            let range = layout.piece(&spec.name, layout.sharding().rank);
-            if range.is_empty() || !STATES.iter().any(|state| has(&state_name(spec, state))) {
+        for LocalParameter { spec, .. } in layout.parameters() {
+            let region = layout.region(&spec.name)?;
+            if region.elements() == 0 || !STATES.iter().any(|state| has(&state_name(spec, state))) {
                 continue;
             }
             let mut value = |state: &str| -> Result<Tensor<1>, E> {
-                Ok(on_device(read(&state_name(spec, state), spec, range.clone())?, device))
+                Ok(on_device(read(&state_name(spec, state), spec, &region)?, device))
             };
             let state = match self.rules[&spec.name].kind {
                 OptimizerKind::Adamw => {

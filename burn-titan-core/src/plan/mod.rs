@@ -4,16 +4,18 @@
 //! The step's program is written as for a run ([`class`]), proved for all ranks ([`check`]), and gone through with
 //! the sizes of what each action handles ([`plan`]).
 
+mod exchanges;
 mod sizes;
 
-use burn_titan_parallel::check::{Class, Footprint, Memory, Scope, check_all, operations};
+use burn_titan_parallel::check::{
+    Class, Footprint, Memory, Operation, Scope, check_all, operations,
+};
 use burn_titan_parallel::host::bytes_sent;
 use burn_titan_parallel::{Axis, Mesh, step};
 use serde::Serialize;
 
 use crate::config::Config;
 use crate::model::Model;
-use crate::optim::OptimizerError;
 use crate::trainer::{Prepared, TrainError, strategy};
 
 /// What a step of a run takes on its ranks. Bytes and operations are those of the first rank, whose shards are the
@@ -104,7 +106,7 @@ pub struct Peak {
 /// What a rank sends along an axis.
 #[derive(Debug, Clone, Serialize)]
 pub struct Traffic {
-    /// `dp_shard`, `dp_replicate`, or `dp` for both together.
+    /// The axis: `dp_shard` (with `cp`, whose ranks share the parameters too), `dp_replicate`, `tp`, `cp`, or `all`.
     pub axis: String,
     /// Ranks that exchange.
     pub ranks: usize,
@@ -126,8 +128,8 @@ pub fn fewest_ranks(config: &Config) -> usize {
 /// What every rank of a mesh does in a step, and with what sizes: all do the same.
 ///
 /// # Errors
-/// If the optimizer's groups do not fit the model.
-pub fn class(config: &Config, model: &Model, mesh: &Mesh) -> Result<Class, OptimizerError> {
+/// If the optimizer's groups do not fit the model, or it cannot be split over so many ranks.
+pub fn class(config: &Config, model: &Model, mesh: &Mesh) -> Result<Class, TrainError> {
     let (sizes, _) = sizes::sizes(config, model, mesh)?;
     Ok(Class { program: step::training(model.units.len(), &strategy(config, mesh)), sizes })
 }
@@ -176,7 +178,7 @@ pub fn plan(prepared: &Prepared, ranks: usize) -> Result<Plan, TrainError> {
             flops: tokens as f64 * model.flops_per_token(training.seq_len),
         },
         memory: rank_memory(&footprints[0], not_counted),
-        sent: traffic(&class, &mesh),
+        sent: traffic(&class),
     })
 }
 
@@ -210,20 +212,20 @@ fn rank_memory(footprint: &Footprint, not_counted: Vec<String>) -> RankMemory {
 }
 
 /// What the first rank sends.
-fn traffic(class: &Class, mesh: &Mesh) -> Vec<Traffic> {
+fn traffic(class: &Class) -> Vec<Traffic> {
     let Class { program, sizes } = class;
     let mut sent: Vec<Traffic> = Scope::ALL
         .into_iter()
         .map(|scope| {
-            let (axis, ranks) = (scope.to_string(), scope.size(mesh));
+            let (axis, ranks) = (scope.to_string(), sizes.ranks(scope));
             Traffic { axis, ranks, operations: 0, bytes: 0 }
         })
         .collect();
     for action in &program.actions {
         for operation in operations(action, program.micro_batches, sizes) {
             let traffic = &mut sent[operation.scope as usize];
-            let bytes =
-                bytes_sent(operation.kind, traffic.ranks, operation.count, operation.element);
+            let Operation { kind, count, own, element, .. } = operation;
+            let bytes = bytes_sent(kind, traffic.ranks, count, own, element);
             traffic.operations += 1;
             traffic.bytes += bytes;
         }

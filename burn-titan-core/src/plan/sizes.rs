@@ -1,46 +1,76 @@
 //! The sizes of what a step's actions handle, from a model's skeleton and a config.
 
-use burn_titan_parallel::check::{Quantized, Sizes, Tied, UnitSizes};
+use burn_titan_parallel::check::{Quantized, Scope, Sizes, Tied, UnitSizes};
+use burn_titan_parallel::context_parallel::SequenceShards;
 use burn_titan_parallel::host::Element;
 use burn_titan_parallel::{Axis, Mesh};
 
+use super::exchanges::SiteExchanges;
 use crate::config::{ComputeDtype, Config, DeviceKind, OptimizerKind, ReduceDtype};
-use crate::executor::{BLOCK, Layout, Sharding, UnitLayout};
+use crate::executor::{BLOCK, Layout, LocalParameter, Sharding, UnitLayout};
 use crate::model::{Model, ParameterSpec, Workload};
 use crate::optim::{OptimizerError, parameter_rules};
-use crate::trainer::compute_dtype;
+use crate::trainer::{TrainError, compute_dtype, context_method, tensor_rank};
 
 /// The sizes on the first rank of a mesh, and the units that do not say what they take on a micro-batch.
 pub(super) fn sizes(
     config: &Config,
     model: &Model,
     mesh: &Mesh,
-) -> Result<(Sizes, Vec<String>), OptimizerError> {
-    let shards = mesh.degree(Axis::DataShard);
-    let layout = Layout::new(model, Sharding { rank: 0, ranks: shards });
+) -> Result<(Sizes, Vec<String>), TrainError> {
+    let shards = mesh.degree(Axis::DataShard) * mesh.degree(Axis::Context);
+    let tensor = tensor_rank(config, mesh, 0);
+    let layout = Layout::new(model, Sharding { rank: 0, ranks: shards, tensor })?;
     let training = &config.training;
     let native = training.device == DeviceKind::Flex;
+    let context = mesh.degree(Axis::Context);
+    let sequences = (context > 1).then(|| SequenceShards::new(training.seq_len, context));
+    let sequences = sequences.transpose()?;
+    let seq = sequences.as_ref().map_or(training.seq_len, |shards| shards.length(0));
     let workload = Workload {
         batch: training.local_batch_size,
-        seq: training.seq_len,
+        seq,
         compute: compute_dtype(config.precision.compute),
         native,
     };
+    let compute = match config.precision.compute {
+        ComputeDtype::Float32 => Element::F32,
+        ComputeDtype::Bfloat16 => Element::BF16,
+    };
+    let exchanges = SiteExchanges {
+        tensor,
+        loss: config.parallelism.enable_loss_parallel,
+        vocabulary: model.vocab_size,
+        method: context_method(config),
+        shards: sequences,
+        batch: workload.batch,
+        tokens: workload.tokens(),
+        compute,
+    };
+    let shape = |name: &str| layout.parameter(name).cut.shape.clone();
     let mut not_counted = Vec::new();
     let units = model.units.iter().enumerate().map(|(number, unit)| {
+        let unit = unit.reshaped(&shape);
         let activations = unit.activations(&workload);
         if activations.is_none() {
             not_counted.push(unit.name().to_string());
         }
         let UnitLayout { owned, tied, .. } = layout.unit(number);
-        let here = |spec: &ParameterSpec| layout.piece(&spec.name, 0).len();
-        let tied = tied.iter().map(|spec| Tied {
-            owner: layout.owner(&spec.name),
-            elements: spec.elements(),
-            shard: here(spec),
+        let here = |local: &LocalParameter| layout.piece(&local.spec.name, 0).len();
+        let tied = tied.iter().map(|local| Tied {
+            owner: layout.owner(&local.spec.name),
+            elements: local.elements(),
+            shard: here(local),
+        });
+        let partial = layout.unit(number).partial().into_iter().map(|(holders, locals)| {
+            let all = holders.len() == tensor.ranks;
+            let elements = locals.iter().map(|local| local.elements()).sum();
+            (if all { Scope::Tensor } else { Scope::Holders }, elements)
         });
         UnitSizes {
-            owned: owned.iter().map(ParameterSpec::elements).sum(),
+            partial: partial.collect(),
+            exchanges: exchanges.of(&unit.sites().unwrap_or_default()),
+            owned: owned.iter().map(LocalParameter::elements).sum(),
             shard: owned.iter().map(here).sum(),
             tied: tied.collect(),
             activations: activations.unwrap_or_default(),
@@ -52,10 +82,11 @@ pub(super) fn sizes(
         units,
         shards,
         replicas: mesh.degree(Axis::DataReplicate),
-        compute: match config.precision.compute {
-            ComputeDtype::Float32 => Element::F32,
-            ComputeDtype::Bfloat16 => Element::BF16,
-        },
+        tensor: tensor.ranks,
+        holders: layout.most_holders(),
+        context,
+        world: mesh.world_size(),
+        compute,
         reduce: match config.precision.reduce {
             ReduceDtype::Float32 => Element::F32,
             ReduceDtype::Bfloat16 => Element::BF16,
@@ -88,7 +119,8 @@ struct OptimizerSizes {
 
 impl OptimizerSizes {
     fn new(config: &Config, layout: &Layout, shards: usize) -> Result<Self, OptimizerError> {
-        let specs: Vec<ParameterSpec> = layout.parameters().cloned().collect();
+        let specs: Vec<ParameterSpec> =
+            layout.parameters().map(|local| local.spec.clone()).collect();
         let rules = parameter_rules(&config.optimizer, &specs)?;
         let (mut state, mut matrices) = (0, Vec::new());
         for spec in &specs {

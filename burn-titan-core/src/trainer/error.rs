@@ -2,6 +2,7 @@
 
 use burn_titan_kernels::device::DeviceError;
 use burn_titan_parallel::check::CheckError;
+use burn_titan_parallel::context_parallel::TooShort;
 use burn_titan_parallel::host::tcp::JoinError;
 use burn_titan_parallel::launch::LaunchError;
 use burn_titan_parallel::{CommError, MeshError};
@@ -13,7 +14,7 @@ use crate::data::{Batch, DataError, TokenizerError};
 use crate::executor::NonFinite;
 use crate::hf::HfError;
 use crate::metrics::MetricsError;
-use crate::model::ModelError;
+use crate::model::{ModelError, PlanError};
 use crate::optim::OptimizerError;
 use crate::sampling::SamplingError;
 
@@ -44,6 +45,12 @@ pub enum TrainError {
     /// The model refuses a config or a tensor.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The model cannot be split over so many ranks.
+    #[error("parallelism.tensor_parallel_degree: {0}")]
+    Split(#[from] PlanError),
+    /// The sequences cannot be shared by so many ranks.
+    #[error("parallelism.context_parallel_degree: {0}")]
+    Share(#[from] TooShort),
     /// No optimizer can be made.
     #[error(transparent)]
     Optimizer(#[from] OptimizerError),

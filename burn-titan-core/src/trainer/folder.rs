@@ -23,7 +23,7 @@ pub(super) fn enter_together(
     groups: &Groups,
     device: &Device,
 ) -> Result<(Option<Lock>, Option<PathBuf>), TrainError> {
-    let entered = if groups.data.rank() == 0 { Some(enter(config)?) } else { None };
+    let entered = if groups.world.rank() == 0 { Some(enter(config)?) } else { None };
     let (lock, resume) = entered.map_or((None, None), |(lock, resume)| (Some(lock), resume));
     let text = resume.map(|path| path.display().to_string()).unwrap_or_default();
     let text = groups.told_by(0, &text, device)?;

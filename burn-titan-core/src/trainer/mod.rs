@@ -23,7 +23,7 @@ pub use join::join;
 pub use prepare::{HF_FLAVOR, Prepared, family, initial_model, prepare};
 use report::Report;
 use start::DataRank;
-pub(crate) use start::strategy;
+pub(crate) use start::{context_method, strategy, tensor_rank};
 pub(crate) use state::{TOKENIZER_FILE, TrainState};
 pub use stop::stop_flag;
 
@@ -179,13 +179,11 @@ impl Trainer {
             schedule.min_lr_factor,
         );
         let rule = StepRule { lr_factor, max_grad_norm: training.max_grad_norm };
-        let contexts: Vec<Context> = batches
-            .iter()
-            .map(|batch| Context::new(batch, HeadOutput::Loss, self.executor.device()))
-            .collect();
+        let contexts: Vec<Context> =
+            batches.iter().map(|batch| self.executor.context(batch, HeadOutput::Loss)).collect();
         let groups = self.executor.groups();
         let valid_tokens = batches.iter().map(|batch| batch.valid_tokens).sum();
-        let counts = [valid_tokens, usize::from(stop::is_requested())];
+        let counts = [groups.roles.samples(valid_tokens), usize::from(stop::is_requested())];
         let [valid_tokens, stops] = groups.totals(counts, self.executor.device())?;
         if stops > 0 {
             return Ok(None);
@@ -214,7 +212,8 @@ impl Trainer {
                     None => NonFiniteStep::documents_of(&batches),
                     Some(MicroBatch { rank, micro }) => {
                         let own = NonFiniteStep::documents_of(&batches[micro..=micro]);
-                        self.executor.groups().told_by(rank, &own, self.executor.device())?
+                        let groups = self.executor.groups();
+                        groups.told_by(groups.roles.reader(rank), &own, self.executor.device())?
                     }
                 };
                 let broken = NonFiniteStep { step: self.step, cause, documents };
@@ -247,7 +246,7 @@ impl Trainer {
     /// Writes what this rank did since the trace was started.
     fn write_trace(&self) -> Result<(), TrainError> {
         let groups = self.executor.groups();
-        let rank = groups.data.rank();
+        let rank = groups.world.rank();
         let trace = chrome_trace(rank, &groups.trace.stop());
         let folder = output_dir(&self.config).join("trace");
         let path = folder.join(format!("step-{:08}-rank-{rank:05}.json", self.step));
@@ -287,12 +286,13 @@ impl Trainer {
         let (mut loss, mut tokens) = (0.0, 0_usize);
         for _ in 0..limit {
             let Some(batch) = loader.next()? else { break };
-            let context = Context::new(&batch, HeadOutput::Loss, self.executor.device());
+            let context = self.executor.context(&batch, HeadOutput::Loss);
             loss += loss_of(self.executor.forward(&context)?);
             tokens += batch.valid_tokens;
         }
         let (groups, device) = (self.executor.groups(), self.executor.device());
-        let (loss, [tokens]) = (groups.sum(loss, device)?, groups.totals([tokens], device)?);
+        let loss = groups.sum(groups.roles.loss(loss), device)?;
+        let [tokens] = groups.totals([groups.roles.samples(tokens)], device)?;
         if tokens == 0 {
             return Err(TrainError::File {
                 path: "data.validation".into(),

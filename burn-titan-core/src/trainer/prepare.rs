@@ -10,7 +10,7 @@ use crate::config::{
 };
 use crate::data::Tokenizer;
 use crate::hf::HfFolder;
-use crate::model::{FieldProblem, Model, ModelError, ModelFamily, Registry};
+use crate::model::{FieldProblem, Model, ModelError, ModelFamily, Registry, TensorRank};
 use crate::optim::{OptimizerError, parameter_rules};
 
 /// Forwards of units in one step at most: the step's program is made before it runs.
@@ -159,6 +159,9 @@ fn fit(draft: &Draft, model: &Model, ranks: Option<usize>) -> Vec<FieldProblem> 
         let hint = "raise training.local_batch_size, or lower training.global_batch_size";
         report("training.global_batch_size", message, Some(hint));
     }
+    if draft.is_sound("parallelism") {
+        split_problems(config, model, &mut report);
+    }
     if draft.is_sound("optimizer") {
         match parameter_rules(&config.optimizer, &model.parameters()) {
             // A malformed pattern is among the problems already.
@@ -179,6 +182,32 @@ fn fit(draft: &Draft, model: &Model, ranks: Option<usize>) -> Vec<FieldProblem> 
         }
     }
     problems
+}
+
+/// What of the model cannot be split as the degrees say.
+fn split_problems(
+    config: &Config,
+    model: &Model,
+    report: &mut impl FnMut(&str, String, Option<&str>),
+) {
+    const TENSOR: &str = "parallelism.tensor_parallel_degree";
+    const CONTEXT: &str = "parallelism.context_parallel_degree";
+    let degree = |degree: i64| usize::try_from(degree).unwrap_or(1).max(1);
+    let tensor = degree(config.parallelism.tensor_parallel_degree);
+    let context = degree(config.parallelism.context_parallel_degree);
+    let first = TensorRank { rank: 0, ranks: tensor, sequence: false };
+    if let Err(error) = model.cuts(first) {
+        let message = format!("`{TENSOR}` is {tensor}, but {error}");
+        report(TENSOR, message, Some("lower it, or mend the model's plan"));
+    }
+    if context > 1 && !model.shares_sequences {
+        let attention = &config.model.attention;
+        let message = format!(
+            "`{CONTEXT}` is {context}, but the attention `{attention}` sees only the keys of its own rank"
+        );
+        let hint = "an attention that calls `Context::attention` may say so by `SHARES_SEQUENCES`";
+        report(CONTEXT, message, Some(hint));
+    }
 }
 
 /// What of the tokenizer does not fit the model, or the config the tokenizer.

@@ -41,8 +41,8 @@ impl Report {
         resumed: Option<&Path>,
         groups: &Groups,
     ) -> Result<Self, TrainError> {
-        let is_first = groups.data.rank() == 0;
-        let open = || Records::open(config, model, step, resumed, groups.data.size());
+        let is_first = groups.world.rank() == 0;
+        let open = || Records::open(config, model, step, resumed, groups.world.size());
         Ok(Self {
             flops_per_token: model.flops_per_token(config.training.seq_len),
             device_peak_tflops: config.metrics.peak_tflops,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use burn_titan_parallel::check::check_all;
+use burn_titan_parallel::context_parallel::Method;
 use burn_titan_parallel::step::Strategy;
 use burn_titan_parallel::{Axis, CommError, Mesh, World};
 
@@ -13,12 +14,13 @@ use super::{
 };
 use crate::checkpoint::{OneWriter, Saver, Writers};
 use crate::config::{
-    ActivationCheckpointMode, CommBackend, Config, ReduceDtype, ReshardAfterForward,
+    ActivationCheckpointMode, CommBackend, Config, ContextParallelMethod, ReduceDtype,
+    ReshardAfterForward,
 };
 use crate::data::{Loader, LoaderOptions, StreamOptions};
-use crate::executor::{Executor, Groups, ParameterStore, Precision, Sharding};
+use crate::executor::{Executor, Groups, Layout, ModelSplit, ParameterStore, Precision};
 use crate::hf::HfFolder;
-use crate::model::Registry;
+use crate::model::{Model, PlanError, Registry, TensorRank};
 use crate::optim::{Optimizer, parameter_rules};
 use crate::plan;
 use crate::writers::RankWriters;
@@ -32,10 +34,7 @@ pub(super) struct DataRank {
 
 impl DataRank {
     fn of(world: &World, mesh: &Mesh) -> Self {
-        let along = |axis| mesh.coordinate(world.rank(), axis);
-        let rank =
-            along(Axis::DataReplicate) * mesh.degree(Axis::DataShard) + along(Axis::DataShard);
-        Self { rank, ranks: mesh.data_parallel() }
+        Self { rank: mesh.data_rank(world.rank()), ranks: mesh.data_parallel() }
     }
 }
 
@@ -54,15 +53,21 @@ impl Trainer {
             false => device.clone(),
         };
         let mesh = Mesh::new(config.parallelism.degrees(), world.size())?;
+        let split = model_split(&config, &model, &mesh, world.rank())?;
         let groups = match config.comm.backend {
-            CommBackend::Nccl => Groups::new(&world.with_nccl(&device)?, &mesh)?,
-            _ => Groups::new(world, &mesh)?,
+            CommBackend::Nccl => Groups::new(&world.with_nccl(&device)?, &mesh, &split)?,
+            _ => Groups::new(world, &mesh, &split)?,
         };
         let data = DataRank::of(world, &mesh);
-        let sharding = Sharding { rank: groups.shard.rank(), ranks: groups.shard.size() };
+        let sharding = groups.sharding();
         let specs = model.parameters();
         let rules = parameter_rules(&config.optimizer, &specs)?;
-        fits::check(config.training.device, &specs, &rules, sharding.ranks)?;
+        fits::check(
+            config.training.device,
+            &specs,
+            &rules,
+            sharding.ranks * sharding.tensor.ranks,
+        )?;
         let (lock, resume) = folder::enter_together(&config, &groups, &device)?;
         let stream = StreamOptions::training(
             &config.data,
@@ -85,15 +90,16 @@ impl Trainer {
         let (parameters, state) = match resumed {
             Some(resumed) => (resumed.parameters, Some(resumed.state)),
             None => {
+                let layout = Layout::new(&model, sharding)?;
                 let parameters = match &config.model.initial_hf {
                     None => {
                         let seed = config.training.seed;
-                        ParameterStore::initial(&model, seed, sharding, &home)
+                        ParameterStore::initial(&model, seed, layout, &home)?
                     }
                     Some(path) => {
                         let folder = HfFolder::open(path)?;
                         let family = prepare::family(registry, &config.model.name)?;
-                        crate::inference::hf_parameters(family, &model, &folder, sharding, &home)?
+                        crate::inference::hf_parameters(family, &model, &folder, layout, &home)?
                     }
                 };
                 (parameters, None)
@@ -144,6 +150,41 @@ impl Trainer {
     }
 }
 
+/// How the ranks of `tp` and `cp` split the model.
+fn model_split(
+    config: &Config,
+    model: &Model,
+    mesh: &Mesh,
+    rank: usize,
+) -> Result<ModelSplit, PlanError> {
+    let parallelism = &config.parallelism;
+    let tensor = tensor_rank(config, mesh, rank);
+    let mut holders: Vec<_> = model.cuts(tensor)?.into_iter().map(|cut| cut.holders).collect();
+    holders.sort_by_key(|places| (places.start, places.end));
+    holders.dedup();
+    Ok(ModelSplit {
+        holders,
+        sequence: tensor.sequence,
+        loss: parallelism.enable_loss_parallel,
+        vocabulary: model.vocab_size,
+        context: context_method(config),
+    })
+}
+
+pub(crate) fn context_method(config: &Config) -> Method {
+    match config.parallelism.context_parallel_method {
+        ContextParallelMethod::Ring => Method::Ring,
+        ContextParallelMethod::AllGather => Method::AllGather,
+    }
+}
+
+/// A rank of the mesh among those that split matrix products.
+pub(crate) fn tensor_rank(config: &Config, mesh: &Mesh, rank: usize) -> TensorRank {
+    let ranks = mesh.degree(Axis::Tensor);
+    let sequence = config.parallelism.enable_sequence_parallel && ranks > 1;
+    TensorRank { rank: mesh.coordinate(rank, Axis::Tensor), ranks, sequence }
+}
+
 /// How long a rank waits for the others to write their parts of a checkpoint. A rank that is dead is noticed
 /// earlier, by other means.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -170,7 +211,7 @@ fn precision(config: &Config) -> Precision {
 /// How a step of this config is spread over the ranks of a mesh.
 pub(crate) fn strategy(config: &Config, mesh: &Mesh) -> Strategy {
     let recompute = config.activation_checkpoint.mode == ActivationCheckpointMode::Full;
-    let sharded = mesh.degree(Axis::DataShard) > 1;
+    let sharded = mesh.degree(Axis::DataShard) * mesh.degree(Axis::Context) > 1;
     let reshard_after_forward = match config.parallelism.fsdp_reshard_after_forward {
         ReshardAfterForward::Default => recompute && sharded,
         ReshardAfterForward::Always => true,
@@ -182,6 +223,7 @@ pub(crate) fn strategy(config: &Config, mesh: &Mesh) -> Strategy {
         reshard_after_forward,
         reduce_every_micro_batch: config.parallelism.reduce_every_micro_batch.unwrap_or(sharded),
         replicas: mesh.degree(Axis::DataReplicate),
+        split: mesh.degree(Axis::Tensor) > 1,
     }
 }
 

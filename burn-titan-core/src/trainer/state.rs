@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
@@ -12,11 +11,11 @@ use serde_json::Value;
 use super::TrainError;
 use super::prepare::first_difference;
 use crate::checkpoint::{
-    self, Checkpoint, CheckpointContent, CheckpointError, DeferredTensor, Layout, Saver,
+    self, Checkpoint, CheckpointContent, CheckpointError, DeferredTensor, Region, Saver,
 };
 use crate::config::{Config, parse_resolved, to_yaml};
 use crate::data::{Cursor, TokenizerError};
-use crate::executor::{Executor, Groups, Parameter, ParameterStore, Sharding, on_host, region_of};
+use crate::executor::{Executor, Groups, Layout, Parameter, ParameterStore, on_host};
 use crate::model::{Model, ParameterSpec};
 use crate::optim::Optimizer;
 
@@ -61,15 +60,19 @@ pub(super) fn save(
     state: &TrainState,
     tokenizer: Option<&[u8]>,
 ) -> Result<(), TrainError> {
-    // Of the ranks that hold the same, the first copy of the model writes.
+    // Of the ranks that hold the same, the first writes.
     let writes = executor.groups().replicate.rank() == 0;
+    let tensor = executor.parameters.layout().sharding().tensor;
     let piece = |p: &Parameter| {
-        let (spec, value) = (&p.spec, p.value());
-        let region = region_of(spec, p.range.clone())?;
+        let (spec, value, region) = (&p.local.spec, p.value(), p.region()?);
         DeferredTensor::f32_region(&spec.name, &spec.shape, region, move || on_host(value))
     };
-    let model: Result<Vec<DeferredTensor>, _> =
-        executor.parameters.iter().filter(|_| writes).map(piece).collect();
+    let model: Result<Vec<DeferredTensor>, _> = executor
+        .parameters
+        .iter()
+        .filter(|p| writes && p.local.counts(tensor))
+        .map(piece)
+        .collect();
     let is_last = state.step == config.training.steps as u64;
     let optimizer = match is_last && config.checkpoint.last_save_model_only {
         true => None,
@@ -85,7 +88,7 @@ pub(super) fn save(
         state: &state.to_json()?,
         config_yaml: &to_yaml(config),
         further_files: &files,
-        layout: Layout::default(),
+        layout: checkpoint::Layout::default(),
     };
     saver.save(content).map_err(TrainError::Save)
 }
@@ -142,21 +145,20 @@ pub(super) fn load(
     device: &Device,
 ) -> Result<Resumed, TrainError> {
     let checkpoint = checkpoint::open(folder)?;
-    checkpoint.verify_share(groups.data.rank(), groups.data.size())?;
-    let sharding = Sharding { rank: groups.shard.rank(), ranks: groups.shard.size() };
+    checkpoint.verify_share(groups.world.rank(), groups.world.size())?;
     let state: TrainState = checkpoint.state()?;
     if let Some((field, saved, wanted)) = first_difference(&state.model, &model.config) {
         let checkpoint = folder.display().to_string();
         return Err(TrainError::OtherModel { checkpoint, field, saved, wanted });
     }
-    let parameters = ParameterStore::read(model, sharding, device, |spec, range| {
-        let region = region_of(spec, range)?;
-        Ok::<_, TrainError>(checkpoint.region_f32(&spec.name, &spec.shape, &region)?)
+    let layout = Layout::new(model, groups.sharding())?;
+    let parameters = ParameterStore::read(layout, device, |spec, region| {
+        Ok::<_, TrainError>(checkpoint.region_f32(&spec.name, &spec.shape, region)?)
     })?;
     let saved: HashSet<&str> = checkpoint.optimizer_tensors().map(|entry| entry.name).collect();
     let has = |name: &str| saved.contains(name);
-    let read = |name: &str, spec: &ParameterSpec, range: Range<usize>| {
-        let values = checkpoint.region_f32(name, &spec.shape, &region_of(spec, range)?);
+    let read = |name: &str, spec: &ParameterSpec, region: &Region| {
+        let values = checkpoint.region_f32(name, &spec.shape, region);
         values.map_err(|error| match error {
             CheckpointError::MissingTensor { path, name, .. } => {
                 TrainError::OtherOptimizer { checkpoint: path.display().to_string(), state: name }

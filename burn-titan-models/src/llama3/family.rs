@@ -8,19 +8,24 @@ use burn_titan_core::checkpoint::HostTensor;
 use burn_titan_core::config::nearest;
 use burn_titan_core::hf::HfFolder;
 use burn_titan_core::model::{
-    FieldProblem, HfExtras, HfWeights, Model, ModelError, ModelFamily, Unit,
+    FieldProblem, HfExtras, HfWeights, Model, ModelError, ModelFamily, PlanError, TensorPlan, Unit,
 };
 use serde_json::{Map, Value};
 
 use super::config::LlamaConfig;
-use super::{hf, initial, modules};
+use super::{hf, initial, modules, plan};
 use crate::attention::{Attention, FusedAttention};
 
-type BuildUnits = fn(&LlamaConfig, &Device) -> Vec<Box<dyn Unit>>;
+/// What depends on the attention module.
+struct Blocks {
+    units: fn(&LlamaConfig, &Device) -> Vec<Box<dyn Unit>>,
+    tensor_plan: fn(&LlamaConfig, &Device) -> Result<TensorPlan, PlanError>,
+    shares_sequences: bool,
+}
 
 /// The Llama 3 family, with the attention modules that its blocks can use.
 pub struct Llama3 {
-    attentions: BTreeMap<String, BuildUnits>,
+    attentions: BTreeMap<String, Blocks>,
 }
 
 impl Default for Llama3 {
@@ -33,7 +38,12 @@ impl Default for Llama3 {
 impl Llama3 {
     /// Adds an attention module under the name that `model.attention` picks it by.
     pub fn with_attention<A: Attention>(mut self, name: &str) -> Self {
-        self.attentions.insert(name.into(), modules::units::<A>);
+        let blocks = Blocks {
+            units: modules::units::<A>,
+            tensor_plan: plan::tensor_plan::<A>,
+            shares_sequences: A::SHARES_SEQUENCES,
+        };
+        self.attentions.insert(name.into(), blocks);
         self
     }
 }
@@ -128,16 +138,19 @@ impl ModelFamily for Llama3 {
                 problem(&key, format!("`{}` {}", p.field, p.message), None)
             })
             .collect();
-        let build = self.attentions.get(attention);
-        if build.is_none() {
+        let blocks = self.attentions.get(attention);
+        if blocks.is_none() {
             let message = format!("no attention module is registered as `{attention}`");
             let hint = suggestion(attention, self.attentions.keys().map(String::as_str));
             problems.push(problem("model.attention", message, hint));
         }
-        let (Some(build), true) = (build, problems.is_empty()) else { return Err(problems) };
+        let (Some(blocks), true) = (blocks, problems.is_empty()) else { return Err(problems) };
+        let device = Device::flex();
         Ok(Model {
             config: config.to_value(),
-            units: build(&config, &Device::flex()),
+            units: (blocks.units)(&config, &device),
+            tensor_plan: (blocks.tensor_plan)(&config, &device),
+            shares_sequences: blocks.shares_sequences,
             vocab_size: config.vocab_size,
             max_seq_len: config.max_seq_len,
             attention_width: config.n_layers * config.n_heads * config.head_dim,

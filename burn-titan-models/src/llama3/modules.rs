@@ -5,16 +5,15 @@
 //! - the head's matrix product and the loss are one operation, so that the logits of all tokens are
 //!   never held at once.
 //!
-//! Weights of linear layers are `[in, out]`.
+//! Weights of linear layers are `[in, out]`. The attention and the feed-forward are each a site ([`Context::site`]).
 
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
 use burn_titan_core::model::{
-    Activations, Context, HeadOutput, ModuleUnit, Stream, Unit, UnitModule, Workload,
-    parameter_elements,
+    Activations, Context, ModuleUnit, Site, Stream, Unit, UnitModule, Workload, parameter_elements,
 };
-use burn_titan_kernels::{embedding, linear_cross_entropy, swiglu};
+use burn_titan_kernels::swiglu;
 
 use super::activations::{self, BlockSizes};
 use super::config::LlamaConfig;
@@ -30,13 +29,18 @@ pub struct TokenEmbedding {
 }
 
 impl UnitModule for TokenEmbedding {
-    fn forward(&self, input: Stream, _: &Context) -> Stream {
-        Stream::Hidden(embedding(self.tok_embeddings.weight.val(), input.tokens()))
+    fn forward(&self, input: Stream, context: &Context) -> Stream {
+        Stream::Hidden(context.embedding(self.tok_embeddings.weight.val(), input.tokens()))
     }
 
     fn activations(&self, workload: &Workload) -> Option<Activations> {
         let [vocab, dim] = self.tok_embeddings.weight.lazy_shape().dims();
         Some(activations::embedding(vocab, dim, workload))
+    }
+
+    fn sites(&self) -> Option<Vec<Site>> {
+        let [_, dim] = self.tok_embeddings.weight.lazy_shape().dims();
+        Some(vec![Site::Embedding { dim }])
     }
 }
 
@@ -52,8 +56,10 @@ pub struct Block<A: Attention> {
 impl<A: Attention> UnitModule for Block<A> {
     fn forward(&self, input: Stream, context: &Context) -> Stream {
         let x = input.hidden();
-        let x = x.clone() + self.attention.forward(self.attention_norm.forward(x), context);
-        let x = x.clone() + self.feed_forward.forward(self.ffn_norm.forward(x));
+        let normed = self.attention_norm.forward(x.clone());
+        let x = x + context.site(normed, |h| self.attention.forward(h, context));
+        let normed = self.ffn_norm.forward(x.clone());
+        let x = x + context.site(normed, |h| self.feed_forward.forward(h));
         Stream::Hidden(x)
     }
 
@@ -62,6 +68,12 @@ impl<A: Attention> UnitModule for Block<A> {
         let attention_parameters = parameter_elements(&self.attention);
         let sizes = BlockSizes { dim, ffn_dim, attention_parameters };
         Some(activations::block(&sizes, &self.attention.activations(workload)?, workload))
+    }
+
+    fn sites(&self) -> Option<Vec<Site>> {
+        let [dim, _] = self.feed_forward.w1.weight.lazy_shape().dims();
+        let (enter, leave) = (Site::Enter { dim }, Site::Leave { dim });
+        Some([&[enter], self.attention.sites()?.as_slice(), &[leave, enter, leave]].concat())
     }
 }
 
@@ -91,12 +103,17 @@ pub struct Head {
 
 impl UnitModule for Head {
     fn forward(&self, input: Stream, context: &Context) -> Stream {
-        head(self.norm.forward(input.hidden()), self.output.weight.val(), context)
+        context.output(self.norm.forward(input.hidden()), self.output.weight.val())
     }
 
     fn activations(&self, workload: &Workload) -> Option<Activations> {
         let [dim, vocab] = self.output.weight.lazy_shape().dims();
         Some(activations::head(vocab, dim, false, workload))
+    }
+
+    fn sites(&self) -> Option<Vec<Site>> {
+        let [dim, _] = self.output.weight.lazy_shape().dims();
+        Some(vec![Site::Output { dim }])
     }
 }
 
@@ -110,34 +127,23 @@ pub struct TiedHead {
 impl UnitModule for TiedHead {
     fn forward(&self, input: Stream, context: &Context) -> Stream {
         let weight = self.tok_embeddings.weight.val().transpose();
-        head(self.norm.forward(input.hidden()), weight, context)
+        context.output(self.norm.forward(input.hidden()), weight)
     }
 
     fn activations(&self, workload: &Workload) -> Option<Activations> {
         let [vocab, dim] = self.tok_embeddings.weight.lazy_shape().dims();
         Some(activations::head(vocab, dim, true, workload))
     }
-}
 
-/// The loss or the logits of normed hidden states `[batch, seq, dim]` and a weight `[dim, vocab]`.
-fn head(hidden: Tensor<3>, weight: Tensor<2>, context: &Context) -> Stream {
-    let [batch, seq, dim] = hidden.dims();
-    let [_, vocab] = weight.dims();
-    let hidden = hidden.reshape([batch * seq, dim]);
-    match context.head {
-        HeadOutput::Loss => {
-            Stream::Loss(linear_cross_entropy(hidden, weight, context.targets.clone()))
-        }
-        HeadOutput::Logits => Stream::Logits(hidden.matmul(weight).reshape([batch, seq, vocab])),
+    fn sites(&self) -> Option<Vec<Site>> {
+        let [_, dim] = self.tok_embeddings.weight.lazy_shape().dims();
+        Some(vec![Site::Output { dim }])
     }
 }
 
-/// The units of a model: embedding, blocks, head. Allocates nothing.
-pub fn units<A: Attention>(config: &LlamaConfig, device: &Device) -> Vec<Box<dyn Unit>> {
-    let embedding = || EmbeddingConfig::new(config.vocab_size, config.dim).init(device);
-    let linear = |from, to| LinearConfig::new(from, to).with_bias(false).init(device);
-    let norm = || RmsNorm::new(config.dim, config.norm_eps, device);
-    let attention = AttentionConfig {
+/// The sizes of a block's attention.
+pub(super) fn attention_config(config: &LlamaConfig) -> AttentionConfig {
+    AttentionConfig {
         dim: config.dim,
         n_heads: config.n_heads,
         n_kv_heads: config.n_kv_heads,
@@ -147,7 +153,15 @@ pub fn units<A: Attention>(config: &LlamaConfig, device: &Device) -> Vec<Box<dyn
             theta: config.rope_theta,
             scaling: config.rope_scaling,
         },
-    };
+    }
+}
+
+/// The units of a model: embedding, blocks, head. Allocates nothing.
+pub fn units<A: Attention>(config: &LlamaConfig, device: &Device) -> Vec<Box<dyn Unit>> {
+    let embedding = || EmbeddingConfig::new(config.vocab_size, config.dim).init(device);
+    let linear = |from, to| LinearConfig::new(from, to).with_bias(false).init(device);
+    let norm = || RmsNorm::new(config.dim, config.norm_eps, device);
+    let attention = attention_config(config);
     let first = TokenEmbedding { tok_embeddings: embedding() };
     let mut units = vec![ModuleUnit::boxed("tok_embeddings", "", first)];
     for i in 0..config.n_layers {

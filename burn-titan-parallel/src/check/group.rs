@@ -13,28 +13,37 @@ use crate::program::Action;
 /// Which ranks take part in an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scope {
-    /// Those that share the parameters: neighbours along `dp_shard`.
+    /// Those that share the parameters: along `dp_shard` and `cp`.
     Shard,
     /// Those that hold the same shard, one in each copy of the model: neighbours along `dp_replicate`.
     Replicate,
-    /// All that read different samples.
-    Data,
+    /// Those that split matrix products: neighbours along `tp`.
+    Tensor,
+    /// Those of `tp` that have the same part of a parameter.
+    Holders,
+    /// Those that share each sequence: neighbours along `cp`.
+    Context,
+    /// All.
+    World,
 }
 
 impl Scope {
     /// Every scope.
-    pub const ALL: [Self; 3] = [Self::Shard, Self::Replicate, Self::Data];
+    pub const ALL: [Self; 6] =
+        [Self::Shard, Self::Replicate, Self::Tensor, Self::Holders, Self::Context, Self::World];
 
     /// The axes along which its ranks differ.
     pub fn axes(self) -> &'static [Axis] {
         match self {
-            Self::Shard => &[Axis::DataShard],
+            Self::Shard => &[Axis::DataShard, Axis::Context],
             Self::Replicate => &[Axis::DataReplicate],
-            Self::Data => &[Axis::DataReplicate, Axis::DataShard],
+            Self::Tensor | Self::Holders => &[Axis::Tensor],
+            Self::Context => &[Axis::Context],
+            Self::World => &Axis::ALL,
         }
     }
 
-    /// Ranks of a group.
+    /// Most ranks of a group.
     pub fn size(self, mesh: &Mesh) -> usize {
         self.axes().iter().map(|axis| mesh.degree(*axis)).product()
     }
@@ -50,12 +59,15 @@ impl fmt::Display for Scope {
         f.write_str(match self {
             Self::Shard => "dp_shard",
             Self::Replicate => "dp_replicate",
-            Self::Data => "dp",
+            Self::Tensor => "tp",
+            Self::Holders => "tp (the same heads)",
+            Self::Context => "cp",
+            Self::World => "all",
         })
     }
 }
 
-/// An operation of a group, as far as all its ranks must agree.
+/// An operation of a group, as far as all its ranks must agree; with what one of them has of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Operation {
     /// Its ranks.
@@ -66,6 +78,8 @@ pub struct Operation {
     pub unit: Option<usize>,
     /// Elements in all.
     pub count: usize,
+    /// Those of them that are the first rank's shard; of a message, what it sends of it.
+    pub own: usize,
     /// Their type.
     pub element: Element,
 }
@@ -83,10 +97,12 @@ impl fmt::Display for Operation {
 /// The operations that an action begins, in order, as the executor does. What one rank alone would do is not among
 /// them.
 pub fn operations(action: &Action, micro_batches: usize, sizes: &Sizes) -> Vec<Operation> {
-    let Sizes { shards, replicas, compute, reduce, .. } = *sizes;
+    let Sizes { shards, world, compute, reduce, .. } = *sizes;
     let of = |unit: usize| &sizes.units[unit];
-    let operation =
-        |scope, kind, unit, count, element| Operation { scope, kind, unit, count, element };
+    let operation = |scope, kind, unit, count: usize, element| {
+        let own = count.div_ceil(sizes.ranks(scope));
+        Operation { scope, kind, unit, count, own, element }
+    };
     // The words and the scales of int8 blocks, of which each rank has so many to send.
     let quantized = |kind, unit, blocks| {
         let words = sizes.quantized.words(blocks);
@@ -96,15 +112,27 @@ pub fn operations(action: &Action, micro_batches: usize, sizes: &Sizes) -> Vec<O
     };
     let all = match *action {
         Action::Gather { unit } => {
-            let tied = of(unit).tied.iter().map(|tied| tied.elements);
-            let parts = std::iter::once(of(unit).owned).filter(|owned| *owned > 0).chain(tied);
-            let gather = |count| match sizes.gathered_blocks(count) {
+            let tied = of(unit).tied.iter().map(|tied| (tied.elements, tied.shard));
+            let owned = (of(unit).owned, of(unit).shard);
+            let parts = std::iter::once(owned).filter(|(owned, _)| *owned > 0).chain(tied);
+            let gather = |(count, own)| match sizes.gathered_blocks(count) {
                 Some(blocks) => quantized(Kind::AllGather, unit, blocks).to_vec(),
                 None => {
-                    vec![operation(Scope::Shard, Kind::AllGather, Some(unit), count, compute)]
+                    let gather =
+                        operation(Scope::Shard, Kind::AllGather, Some(unit), count, compute);
+                    vec![Operation { own, ..gather }]
                 }
             };
             parts.flat_map(gather).collect()
+        }
+        Action::Forward { unit, .. } => of(unit).exchanges.forward.clone(),
+        Action::Backward { unit, .. } => of(unit).exchanges.backward.clone(),
+        Action::SumPartialGradients { unit } => {
+            let sums = of(unit).partial.iter();
+            sums.map(|(scope, count)| {
+                operation(*scope, Kind::AllReduce, Some(unit), *count, reduce)
+            })
+            .collect()
         }
         Action::ReduceGradients { unit } if of(unit).owned > 0 => {
             let count = of(unit).owned;
@@ -120,17 +148,15 @@ pub fn operations(action: &Action, micro_batches: usize, sizes: &Sizes) -> Vec<O
             let (count, sum) = (of(unit).shard, sizes.sum(of(unit).owned));
             vec![operation(Scope::Replicate, Kind::AllReduce, Some(unit), count, sum)]
         }
-        Action::ClipGradientNorm => vec![
-            // The losses of all micro-batches, and the sum of the squares of all gradients.
-            operation(
-                Scope::Data,
-                Kind::AllGather,
-                None,
-                micro_batches * shards * replicas,
-                Element::F32,
-            ),
-            operation(Scope::Shard, Kind::AllReduce, None, 1, Element::F32),
-        ],
+        Action::ClipGradientNorm => {
+            let losses = micro_batches * world;
+            vec![
+                // The losses of all micro-batches, and the sum of the squares of all gradients.
+                operation(Scope::World, Kind::AllGather, None, losses, Element::F32),
+                operation(Scope::Shard, Kind::AllReduce, None, 1, Element::F32),
+                operation(Scope::Tensor, Kind::AllReduce, None, 1, Element::F32),
+            ]
+        }
         Action::OptimizerStep if sizes.gathered_by_optimizer > 0 => {
             // Pieces of matrices to their owners, and back.
             let count = sizes.gathered_by_optimizer;
@@ -138,12 +164,9 @@ pub fn operations(action: &Action, micro_batches: usize, sizes: &Sizes) -> Vec<O
         }
         _ => vec![],
     };
-    let ranks = |scope| match scope {
-        Scope::Shard => shards,
-        Scope::Replicate => replicas,
-        Scope::Data => shards * replicas,
-    };
-    all.into_iter().filter(|operation| ranks(operation.scope) > 1).collect()
+    let about = action.unit();
+    let several = all.into_iter().filter(|operation| sizes.ranks(operation.scope) > 1);
+    several.map(|operation| Operation { unit: about, ..operation }).collect()
 }
 
 /// An operation of a rank, and where in its step it is begun.

@@ -23,7 +23,7 @@ use crate::program::Program;
 pub use group::{Disagreement, Operation, Scope, Stuck, operations};
 pub use memory::{Footprint, Memory, Moment};
 pub use rank::{ProgramError, check};
-pub use sizes::{Activations, Quantized, Sizes, Tied, UnitSizes};
+pub use sizes::{Activations, Exchanges, Quantized, Sizes, Tied, UnitSizes};
 pub use walk::footprint;
 
 /// Ranks that do the same with tensors of the same sizes.
@@ -67,12 +67,14 @@ pub fn check_all(
     classes: &[Class],
     class_of: impl Fn(usize) -> usize,
 ) -> Result<Vec<Footprint>, CheckError> {
-    let copies = mesh.degree(Axis::DataReplicate) > 1;
+    let several = |axis| mesh.degree(axis) > 1;
+    let sharing =
+        rank::Sharing { copies: several(Axis::DataReplicate), split: several(Axis::Tensor) };
     let mut proved = vec![false; classes.len()];
     for rank in 0..mesh.world_size() {
         let class = class_of(rank);
         if !std::mem::replace(&mut proved[class], true) {
-            rank::prove(&classes[class].program, copies)
+            rank::prove(&classes[class].program, sharing)
                 .map_err(|error| CheckError::Program { rank, error })?;
         }
     }

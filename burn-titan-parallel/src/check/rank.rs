@@ -56,8 +56,18 @@ struct State {
     trains: bool,
     clipped: bool,
     stepped: bool,
-    /// Whether there are several copies of the model, over which gradients must be summed.
-    copies: bool,
+    /// Whether each unit's partial gradients are summed.
+    summed: Vec<bool>,
+    sharing: Sharing,
+}
+
+/// What of the model several ranks have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Sharing {
+    /// Copies of it, over which gradients must be summed.
+    pub(super) copies: bool,
+    /// Parts of split units, whose partial gradients must be summed.
+    pub(super) split: bool,
 }
 
 /// Proves that a program of one rank uses nothing before it is there or after it was freed, runs every
@@ -66,22 +76,23 @@ struct State {
 /// # Errors
 /// Names the first action that breaks a rule, or what is missing at the end.
 pub fn check(program: &Program) -> Result<(), ProgramError> {
-    prove(program, false)
+    prove(program, Sharing::default())
 }
 
-/// As [`check`]; where there are `copies` of the model, every gradient must be summed over them too.
-pub(super) fn prove(program: &Program, copies: bool) -> Result<(), ProgramError> {
+/// As [`check`]; what several ranks have must be summed over them too.
+pub(super) fn prove(program: &Program, sharing: Sharing) -> Result<(), ProgramError> {
     let units = program.units;
     let mut state = State {
         parameters: vec![Parameters::Sharded; units],
         kept: HashMap::new(),
         unreduced: vec![0; units],
+        summed: vec![false; units],
         sums: vec![(Sum::None, 0); units],
         reduced: vec![0; units],
         trains: false,
         clipped: false,
         stepped: false,
-        copies,
+        sharing,
     };
     for (index, action) in program.actions.iter().enumerate() {
         state.apply(program, action).map_err(|reason| ProgramError {
@@ -118,6 +129,7 @@ impl State {
             }),
             Action::Forward { unit, micro, keep } => self.forward(unit, micro, keep),
             Action::Backward { unit, micro } => self.backward(program, unit, micro),
+            Action::SumPartialGradients { unit } => self.sum_partial(unit),
             Action::ReduceGradients { unit } => self.reduce(unit),
             Action::AllReduceGradients { unit } => self.all_reduce(unit),
             Action::AwaitGradients { unit } => self.await_gradients(unit),
@@ -155,9 +167,22 @@ impl State {
         }
     }
 
+    fn sum_partial(&mut self, unit: usize) -> Result<(), String> {
+        if self.unreduced[unit] == 0 {
+            return Err("the unit has no gradient that is not reduced".into());
+        }
+        match std::mem::replace(&mut self.summed[unit], true) {
+            true => Err("the partial gradients are summed already".into()),
+            false => Ok(()),
+        }
+    }
+
     fn reduce(&mut self, unit: usize) -> Result<(), String> {
         if self.unreduced[unit] == 0 {
             return Err("the unit has no gradient that is not reduced".into());
+        }
+        if !std::mem::replace(&mut self.summed[unit], false) && self.sharing.split {
+            return Err("the partial gradients are not summed".into());
         }
         if self.sums[unit].0 != Sum::None {
             return Err("the unit's gradients are being reduced already".into());
@@ -179,7 +204,7 @@ impl State {
         let (sum, micro_batches) = std::mem::replace(&mut self.sums[unit], (Sum::None, 0));
         match sum {
             Sum::None => return Err("the unit's gradients are not being reduced".into()),
-            Sum::OverShards if self.copies => {
+            Sum::OverShards if self.sharing.copies => {
                 return Err("the sum is not taken over the copies of the model".into());
             }
             _ => {}
@@ -219,6 +244,9 @@ impl State {
         if unit + 1 < program.units && self.kept.get(&(unit + 1, micro)) != Some(&Kept::Done) {
             return Err(format!("unit {} has given no gradient yet", unit + 1));
         }
+        if self.summed[unit] {
+            return Err("the partial gradients before it are summed, but not reduced".into());
+        }
         self.kept.insert((unit, micro), Kept::Done);
         self.unreduced[unit] += 1;
         Ok(())
@@ -256,12 +284,13 @@ mod tests {
 
     /// Every way to write a step.
     fn strategies() -> impl Iterator<Item = Strategy> {
-        (0..32).map(|bits| Strategy {
+        (0..64).map(|bits| Strategy {
             micro_batches: 1 + bits % 2 * 2,
             recompute: bits & 2 != 0,
             reshard_after_forward: bits & 4 != 0,
             reduce_every_micro_batch: bits & 8 != 0,
-            replicas: 1 + bits / 16,
+            replicas: 1 + bits / 16 % 2,
+            split: bits & 32 != 0,
         })
     }
 
@@ -282,7 +311,8 @@ mod tests {
     fn broken_programs_are_refused() {
         for strategy in strategies() {
             let good = step::training(3, &strategy);
-            let check = |program: &Program| prove(program, strategy.replicas > 1);
+            let sharing = Sharing { copies: strategy.replicas > 1, split: strategy.split };
+            let check = |program: &Program| prove(program, sharing);
             for index in 0..good.actions.len() {
                 let mut broken = good.clone();
                 let left_out = broken.actions.remove(index);

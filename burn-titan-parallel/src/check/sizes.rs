@@ -1,5 +1,6 @@
 //! The sizes of what a program handles.
 
+use super::group::{Operation, Scope};
 use crate::host::Element;
 
 /// The sizes of the tensors of a rank's program.
@@ -11,6 +12,14 @@ pub struct Sizes {
     pub shards: usize,
     /// Copies of the sharded model.
     pub replicas: usize,
+    /// Ranks that split matrix products.
+    pub tensor: usize,
+    /// Those of them that have the same key heads as the first.
+    pub holders: usize,
+    /// Ranks that share each sequence.
+    pub context: usize,
+    /// All ranks.
+    pub world: usize,
     /// In which activations, and the weights they meet, are held.
     pub compute: Element,
     /// In which gradients are summed over ranks.
@@ -55,6 +64,18 @@ impl Quantized {
 }
 
 impl Sizes {
+    /// Ranks that take part in an operation.
+    pub fn ranks(&self, scope: Scope) -> usize {
+        match scope {
+            Scope::Shard => self.shards,
+            Scope::Replicate => self.replicas,
+            Scope::Tensor => self.tensor,
+            Scope::Holders => self.holders,
+            Scope::Context => self.context,
+            Scope::World => self.world,
+        }
+    }
+
     /// Blocks of the largest shard of so many elements of a unit's parameters, if they are gathered as such. Where a
     /// rank has none of the elements, they are not.
     pub(super) fn gathered_blocks(&self, elements: usize) -> Option<usize> {
@@ -86,8 +107,22 @@ pub struct UnitSizes {
     pub shard: usize,
     /// Its parameters that belong to an earlier unit.
     pub tied: Vec<Tied>,
+    /// Elements of those of its own parameters of which several ranks have the same part, and each a summand of the
+    /// gradient: by these ranks.
+    pub partial: Vec<(Scope, usize)>,
+    /// What its modules exchange while they compute.
+    pub exchanges: Exchanges,
     /// What a micro-batch takes.
     pub activations: Activations,
+}
+
+/// What a unit's modules exchange on a micro-batch, in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Exchanges {
+    /// In each forward.
+    pub forward: Vec<Operation>,
+    /// In the backward.
+    pub backward: Vec<Operation>,
 }
 
 /// A parameter that a unit shares with an earlier one.

@@ -128,7 +128,7 @@ impl<'a> Walk<'a> {
             Action::ReduceGradients { unit } => self.reduce(unit),
             Action::AllReduceGradients { unit } => self.all_reduce(unit),
             Action::AwaitGradients { unit } => self.reduced(unit),
-            Action::ClipGradientNorm => {}
+            Action::SumPartialGradients { .. } | Action::ClipGradientNorm => {}
             Action::OptimizerStep => {
                 let working = self.sizes.optimizer_working;
                 let _working = self.at_home(Memory { working, ..Memory::default() });

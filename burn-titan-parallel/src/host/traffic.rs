@@ -6,11 +6,10 @@ use super::group::{AHEAD, SMALL};
 use super::segments::SEGMENT;
 use crate::placement::shard_range;
 
-/// Bytes of payload that the first rank of a group sends in an operation on `count` elements, shared as evenly as can
-/// be. It sends no less than any other. In an all-to-all, `count` is what all ranks have together, and each sends as
-/// much to every other.
-pub fn bytes_sent(kind: Kind, ranks: usize, count: usize, element: Element) -> u64 {
-    let own = count.div_ceil(ranks);
+/// Bytes of payload that a rank of a group sends in an operation on `count` elements, of which `own` are its shard. In
+/// an all-to-all, `count` is what all ranks have together, and each sends as much to every other; of a message, `own`
+/// is what the rank sends of it: all, or nothing.
+pub fn bytes_sent(kind: Kind, ranks: usize, count: usize, own: usize, element: Element) -> u64 {
     let (size, others) = (element.size() as u64, ranks.saturating_sub(1) as u64);
     let bytes = |elements: usize| elements as u64 * size;
     match kind {
@@ -27,7 +26,7 @@ pub fn bytes_sent(kind: Kind, ranks: usize, count: usize, element: Element) -> u
         }
         // A binomial tree: the root sends to a rank for each bit.
         Kind::Broadcast => u64::from(ranks.next_power_of_two().trailing_zeros()) * bytes(count),
-        Kind::SendReceive => bytes(count),
+        Kind::SendReceive => bytes(own),
         Kind::Barrier => 0,
     }
 }
@@ -104,7 +103,7 @@ mod tests {
                 for element in [Element::F32, Element::BF16] {
                     for kind in kinds {
                         assert_eq!(
-                            bytes_sent(kind, ranks, count, element),
+                            bytes_sent(kind, ranks, count, count.div_ceil(ranks), element),
                             really_sent(kind, ranks, count, element),
                             "{kind:?} of {count} x {element} between {ranks}"
                         );

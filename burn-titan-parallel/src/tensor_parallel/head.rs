@@ -24,11 +24,11 @@ impl TensorParallel {
     /// # Panics
     /// If the shapes do not fit together.
     pub fn loss(&self, hidden: Tensor<3>, weight: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
-        let words = self.words();
-        assert_eq!(weight.dims()[1], words.len(), "columns of {words:?}");
         if !self.peers.several() {
             return linear_cross_entropy(hidden.flatten(0, 1), weight, targets);
         }
+        let words = self.words();
+        assert_eq!(weight.dims()[1], words.len(), "columns of {words:?}");
         if self.loss {
             let [tokens] = targets.dims();
             let hidden = self.enter(hidden, [1, tokens]).flatten(0, 1);
@@ -96,10 +96,11 @@ impl TensorParallel {
     ) -> Tensor<3> {
         let hidden = self.enter(hidden.inner(), [batch, seq]).flatten::<2>(0, 1);
         let logits = hidden.matmul(weight.inner());
-        let shape = [batch, seq, self.vocabulary];
         if !self.peers.several() {
-            return logits.reshape(shape);
+            let [_, words] = logits.dims();
+            return logits.reshape([batch, seq, words]);
         }
+        let shape = [batch, seq, self.vocabulary];
         let shares = self.shares(self.vocabulary);
         let words_first = [self.vocabulary, batch * seq];
         rows::gather::<2, 2>(&self.peers, logits.transpose(), &shares, words_first)

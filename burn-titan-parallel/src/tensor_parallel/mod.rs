@@ -42,6 +42,11 @@ pub struct TensorParallel {
 }
 
 impl TensorParallel {
+    /// There is no other rank; then nobody asks how many words there are.
+    pub fn alone() -> Self {
+        Self::new(Peers::alone(), false, false, 0)
+    }
+
     /// A rank among `peers`; `sequence`: each has its own tokens between sub-modules; `loss`: logits stay with the
     /// rank that has their word; `vocabulary`: words of all ranks, at least one a rank.
     pub fn new(peers: Peers, sequence: bool, loss: bool, vocabulary: usize) -> Self {
@@ -121,11 +126,11 @@ impl TensorParallel {
     /// # Panics
     /// If the rows of the weight are not this rank's words.
     pub fn embed(&self, weight: Tensor<2>, tokens: Tensor<2, Int>) -> Tensor<3> {
-        let words = self.words();
-        assert_eq!(weight.dims()[0], words.len(), "rows of {words:?}");
         if !self.peers.several() {
             return embedding(weight, tokens);
         }
+        let words = self.words();
+        assert_eq!(weight.dims()[0], words.len(), "rows of {words:?}");
         // Words of other ranks are outside of the weight: they give zeros.
         self.leave(embedding(weight, tokens - words.start as i64))
     }

@@ -10,12 +10,19 @@ struct Mesh {
     words: &'static [&'static str],
 }
 
-const MESHES: [Mesh; 5] = [
+const MESHES: [Mesh; 8] = [
     Mesh { name: "1", ranks: 1, words: &[] },
     Mesh { name: "2", ranks: 2, words: &[] },
     Mesh { name: "3", ranks: 3, words: &[] },
     Mesh { name: "4", ranks: 4, words: &[] },
     Mesh { name: "2 x 2", ranks: 4, words: &["parallelism.data_parallel_replicate_degree=2"] },
+    Mesh { name: "2 x tp 2", ranks: 4, words: &["parallelism.tensor_parallel_degree=2"] },
+    Mesh { name: "tp 4", ranks: 4, words: &["parallelism.tensor_parallel_degree=4"] },
+    Mesh {
+        name: "tp 2 x cp 2",
+        ranks: 4,
+        words: &["parallelism.tensor_parallel_degree=2", "parallelism.context_parallel_degree=2"],
+    },
 ];
 
 /// Divides by every number of ranks.

@@ -4,4 +4,5 @@ mod breadth_first;
 mod checkpoints;
 mod data;
 mod page;
+mod split;
 mod traffic;

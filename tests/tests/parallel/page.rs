@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use burn::tensor::Device;
-use burn_titan_core::executor::{Executor, Groups, ParameterStore, Precision, Sharding};
+use burn_titan_core::executor::{Executor, Groups, Layout, ModelSplit, ParameterStore, Precision};
 use burn_titan_core::model::{HeadOutput, Model, ModelFamily};
 use burn_titan_models::Llama3;
 use burn_titan_parallel::step::{Strategy, training};
@@ -43,6 +43,7 @@ fn the_page_shows_what_is_written() {
         reshard_after_forward,
         reduce_every_micro_batch,
         replicas,
+        split: false,
     };
     let written = |strategy| printed(&training(2, &strategy));
     let blocks = [
@@ -80,10 +81,10 @@ fn gradient_norm(program: &Program) -> f64 {
         Degrees { pipeline: 1, data_replicate: 1, data_shard: 2, context: 1, tensor: 1, expert: 1 };
     let mesh = &Mesh::new(degrees, 2).expect("a mesh");
     let rank = move |world: World| {
-        let groups = Groups::new(&world, mesh).expect("groups");
+        let groups = Groups::new(&world, mesh, &ModelSplit::default()).expect("groups");
         let (model, device) = (model(), Device::flex());
-        let sharding = Sharding { rank: groups.shard.rank(), ranks: 2 };
-        let parameters = ParameterStore::initial(&model, 1, sharding, &device);
+        let layout = Layout::flat(&model, groups.shard.rank(), 2);
+        let parameters = ParameterStore::initial(&model, 1, layout, &device).expect("parameters");
         let executor = Executor::new(model, parameters, device, Precision::F32, groups);
         let first = 20 * world.rank() as i64;
         let contexts = [0, 7].map(|i| {

@@ -24,15 +24,32 @@ fn sent(ranks: usize, steps: usize, words: &[&str]) -> u64 {
 #[test]
 fn ranks_send_what_is_planned() {
     let full = "activation_checkpoint.mode=full";
-    let cases: [(usize, &[&str]); 8] = [
+    let (tp2, cp2) =
+        ("parallelism.tensor_parallel_degree=2", "parallelism.context_parallel_degree=2");
+    let no_sp = "parallelism.enable_sequence_parallel=false";
+    let no_loss = "parallelism.enable_loss_parallel=false";
+    let gather = "parallelism.context_parallel_method=all_gather";
+    let tied = "model.overrides.tie_embeddings=true";
+    let cases: [(usize, &[&str]); 19] = [
         (4, &[]),
         (3, &["training.global_batch_size=18", full]),
         (2, &["precision.compute=bfloat16", "precision.reduce=bfloat16"]),
         (4, &["parallelism.data_parallel_replicate_degree=2", full]),
         (4, &["parallelism.data_parallel_replicate_degree=4"]),
-        (2, &["model.overrides.tie_embeddings=true"]),
+        (2, &[tied]),
         (3, &["comm.quantize=all"]),
         (4, &["comm.quantize=gradients", "parallelism.data_parallel_replicate_degree=2"]),
+        (2, &[tp2]),
+        (2, &[tp2, no_sp, full]),
+        (2, &[tp2, no_loss, tied]),
+        (2, &[tp2, no_sp, no_loss]),
+        (5, &["parallelism.tensor_parallel_degree=5", "precision.compute=bfloat16"]),
+        (2, &[cp2]),
+        (4, &["parallelism.context_parallel_degree=4", full]),
+        (3, &["parallelism.context_parallel_degree=3", gather]),
+        (4, &[tp2, cp2]),
+        (8, &[tp2, cp2, "training.global_batch_size=6", full]),
+        (8, &[tp2, "parallelism.data_parallel_replicate_degree=2"]),
     ];
     for (ranks, words) in cases {
         let run = Run::odd();

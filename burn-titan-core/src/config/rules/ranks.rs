@@ -6,25 +6,27 @@ use burn_titan_parallel::Mesh;
 use burn_titan_parallel::launch::MOST_RANKS;
 
 use super::Rules;
-use crate::config::schema::{CommBackend, DeviceKind};
+use crate::config::schema::{CommBackend, Config, DeviceKind, OptimizerKind};
 
 const REPLICATE: &str = "parallelism.data_parallel_replicate_degree";
 const SHARD: &str = "parallelism.data_parallel_shard_degree";
+const TENSOR: &str = "parallelism.tensor_parallel_degree";
+const CONTEXT: &str = "parallelism.context_parallel_degree";
 
 impl Rules<'_> {
     pub(super) fn parallelism(&mut self) {
         let degrees = &self.config.parallelism;
         let others = [
-            ("parallelism.tensor_parallel_degree", degrees.tensor_parallel_degree),
             ("parallelism.pipeline_parallel_degree", degrees.pipeline_parallel_degree),
-            ("parallelism.context_parallel_degree", degrees.context_parallel_degree),
             ("parallelism.expert_parallel_degree", degrees.expert_parallel_degree),
         ];
         for (key, degree) in others {
             if degree > 1 && self.usable(&[key]) {
                 let message =
-                    format!("`{key}` is {degree}, but this version has data parallelism only");
-                let hint = format!("set it to 1; `{REPLICATE}` and `{SHARD}` may be more");
+                    format!("`{key}` is {degree}, but this version has no such parallelism");
+                let hint = format!(
+                    "set it to 1; `{REPLICATE}`, `{SHARD}`, `{TENSOR}` and `{CONTEXT}` may be more"
+                );
                 self.report(&[key], &message, Some(&hint));
             }
         }
@@ -34,12 +36,55 @@ impl Rules<'_> {
         }
         if others.iter().all(|(_, degree)| *degree == 1) && !self.broken.touches("parallelism") {
             self.mesh();
+            self.shared_tokens();
+            self.split_matrices();
+        }
+    }
+
+    /// Ranks that share sequences, or the tokens of a micro-batch, need some for each.
+    fn shared_tokens(&mut self) {
+        const SEQ: &str = "training.seq_len";
+        let Config { training, parallelism, .. } = self.config;
+        let (seq, batch) = (training.seq_len, training.local_batch_size);
+        let degree = |degree: i64| usize::try_from(degree).unwrap_or(1);
+        let context = degree(parallelism.context_parallel_degree);
+        let tensor = degree(parallelism.tensor_parallel_degree);
+        if !self.usable(&[SEQ, CONTEXT, TENSOR]) {
+            return;
+        }
+        if context > 1 && seq < 2 * context {
+            let message = format!(
+                "{context} ranks share each sequence by two parts each, but it has only {seq} tokens"
+            );
+            let hint = format!("make `{SEQ}` at least {}, or lower `{CONTEXT}`", 2 * context);
+            return self.report(&[CONTEXT, SEQ], &message, Some(&hint));
+        }
+        let fewest = batch * (seq / context);
+        if parallelism.enable_sequence_parallel && fewest < tensor {
+            let message =
+                format!("{tensor} ranks share the {fewest} tokens of a micro-batch: one has none");
+            let hint = "set `parallelism.enable_sequence_parallel` to `false`";
+            self.report(&[TENSOR, SEQ], &message, Some(hint));
+        }
+    }
+
+    /// Muon needs whole matrices, which it puts together of the shards of `dp_shard` and `cp` only.
+    fn split_matrices(&mut self) {
+        const NAME: &str = "optimizer.name";
+        let Config { optimizer, parallelism, .. } = self.config;
+        let groups = optimizer.groups.iter().filter_map(|group| group.name);
+        let muon =
+            std::iter::once(optimizer.name).chain(groups).any(|kind| kind == OptimizerKind::Muon);
+        if muon && parallelism.tensor_parallel_degree > 1 && self.usable(&[NAME, TENSOR]) {
+            let message = format!("`muon` needs whole matrices, but `{TENSOR}` splits them");
+            let hint = format!("use `adamw`, or ranks of `{SHARD}` instead");
+            self.report(&[NAME, TENSOR], &message, Some(&hint));
         }
     }
 
     /// Holds the degrees against the ranks that are started, where that is known.
     fn mesh(&mut self) {
-        const KEYS: [&str; 2] = [SHARD, REPLICATE];
+        const KEYS: [&str; 4] = [SHARD, REPLICATE, TENSOR, CONTEXT];
         let degrees = &self.config.parallelism;
         match self.checks.ranks {
             Some(ranks) => {
@@ -49,9 +94,15 @@ impl Rules<'_> {
                 }
             }
             None => {
-                let (replicate, shard) =
-                    (degrees.data_parallel_replicate_degree, degrees.data_parallel_shard_degree);
-                let ranks = i128::from(replicate) * i128::from(shard.max(1));
+                let ranks = [
+                    degrees.data_parallel_replicate_degree,
+                    degrees.data_parallel_shard_degree.max(1),
+                    degrees.tensor_parallel_degree,
+                    degrees.context_parallel_degree,
+                ];
+                let ranks = ranks
+                    .into_iter()
+                    .fold(1_i128, |product, degree| product.saturating_mul(i128::from(degree)));
                 if ranks > MOST_RANKS as i128 {
                     let message =
                         format!("{ranks} ranks are too many: at most {MOST_RANKS} are possible");

@@ -3,12 +3,14 @@
 //! A custom attention is a plain Burn module: implement [`Attention`] and register it under a name
 //! with [`crate::Llama3::with_attention`]; `model.attention` in the YAML then picks it.
 
+mod plan;
+
 use burn::module::{Module, ModuleDisplay};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
-use burn_titan_core::model::{Activations, Context, Workload};
+use burn_titan_core::model::{Activations, Context, Line, PlanError, Site, Split, Workload};
+use burn_titan_kernels::Scores;
 use burn_titan_kernels::attention::working_elements;
-use burn_titan_kernels::{AttentionMask, Scores, attention};
 
 use crate::linear::linear;
 use crate::rotary::Rotary;
@@ -39,10 +41,29 @@ pub trait Attention: Module + ModuleDisplay + Sync + 'static {
     /// from `context.first_key` to itself.
     fn forward(&self, x: Tensor<3>, context: &Context) -> Tensor<3>;
 
+    /// Whether it may run where ranks share each sequence: it then meets the keys of other ranks through
+    /// [`Context::attention`], and mixes tokens by nothing else.
+    const SHARES_SEQUENCES: bool = false;
+
+    /// How its parameters are split over the ranks that split matrix products: their names here, and of each what a
+    /// rank has. A rank runs the module with some of the heads, and the sum of what all ranks give is the result.
+    /// Told from the shapes of the parameters, where nothing else is said. Allocates nothing.
+    ///
+    /// # Errors
+    /// Why it cannot be split.
+    fn plan(config: &AttentionConfig, device: &Device) -> Result<Vec<Line>, PlanError> {
+        plan::lines::<Self>(config, device)
+    }
+
     /// The memory that it takes on a micro-batch, for `burn-titan plan`: as of a unit whose input is `x`. `None` if
     /// it does not know; the plan then says that the activations of its blocks are not counted. Allocates nothing.
     fn activations(&self, _: &Workload) -> Option<Activations> {
         None
+    }
+
+    /// Its calls of [`Context::attention`], for `burn-titan plan`; `None` if it does not know. Allocates nothing.
+    fn sites(&self) -> Option<Vec<Site>> {
+        if Self::SHARES_SEQUENCES { None } else { Some(vec![]) }
     }
 }
 
@@ -62,6 +83,17 @@ pub struct FusedAttention {
 }
 
 impl Attention for FusedAttention {
+    const SHARES_SEQUENCES: bool = true;
+
+    fn plan(_: &AttentionConfig, _: &Device) -> Result<Vec<Line>, PlanError> {
+        let lines = [
+            ("wq.weight", Split::QueryHeads(1)),
+            ("{wk,wv}.weight", Split::KeyHeads(1)),
+            ("wo.weight", Split::QueryHeads(0)),
+        ];
+        Ok(lines.map(|(name, split)| (name.to_string(), split)).to_vec())
+    }
+
     fn new(config: &AttentionConfig, device: &Device) -> Self {
         let AttentionConfig { dim, n_heads, n_kv_heads, head_dim, rotary } = config;
         let linear =
@@ -87,15 +119,8 @@ impl Attention for FusedAttention {
         let key = heads(linear(x.clone(), self.wk.weight.val()));
         let value = heads(linear(x, self.wv.weight.val()));
         let [query, key] = [query, key].map(|y| self.rotary.forward(y, context));
-        let mask = || AttentionMask::documents(context.first_key.clone());
-        let output = attention(
-            query.swap_dims(1, 2),
-            key.swap_dims(1, 2),
-            value.swap_dims(1, 2),
-            &context.shared("attention mask", mask),
-            Scores::scaled(head_dim),
-        )
-        .output;
+        let [query, key, value] = [query, key, value].map(|y| y.swap_dims(1, 2));
+        let output = context.attention(query, key, value, None, Scores::scaled(head_dim));
         let [_, n, _, _] = output.dims();
         let output = output.swap_dims(1, 2).reshape([batch, seq, n * head_dim]);
         linear(output, self.wo.weight.val())
@@ -106,6 +131,12 @@ impl Attention for FusedAttention {
         let [_, keys] = self.wk.weight.lazy_shape().dims();
         let sizes = Sizes { dim, queries, keys, head_dim: self.rotary.head_dim };
         Some(sizes.activations(workload))
+    }
+
+    fn sites(&self) -> Option<Vec<Site>> {
+        let [_, keys] = self.wk.weight.lazy_shape().dims();
+        let head_dim = self.rotary.head_dim;
+        Some(vec![Site::Attention { key_heads: keys / head_dim, head_dim }])
     }
 }
 

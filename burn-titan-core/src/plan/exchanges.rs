@@ -1,0 +1,126 @@
+//! What units exchange in the middle of their computation.
+
+use burn_titan_parallel::check::{Exchanges, Operation, Scope};
+use burn_titan_parallel::context_parallel::{ContextParallel, Method, SequenceShards, Transfer};
+use burn_titan_parallel::host::{Element, Kind};
+use burn_titan_parallel::placement::shard_range;
+
+use crate::model::{Site, TensorRank};
+
+/// What the first rank of `tp` and of `cp` exchanges, for each kind of site.
+pub(super) struct SiteExchanges {
+    pub(super) tensor: TensorRank,
+    /// Whether each rank of `tp` has the logits of a part of the vocabulary only.
+    pub(super) loss: bool,
+    pub(super) vocabulary: usize,
+    pub(super) method: Method,
+    /// `None` where a rank has whole sequences.
+    pub(super) shards: Option<SequenceShards>,
+    /// Sequences of a micro-batch.
+    pub(super) batch: usize,
+    /// Tokens of a micro-batch on a rank of `cp`.
+    pub(super) tokens: usize,
+    pub(super) compute: Element,
+}
+
+impl SiteExchanges {
+    /// What a unit with these sites exchanges.
+    pub(super) fn of(&self, sites: &[Site]) -> Exchanges {
+        let mut all = Exchanges::default();
+        for site in sites {
+            let Exchanges { forward, backward } = self.site(site);
+            all.forward.extend(forward);
+            // Backwards, the last site comes first.
+            all.backward.splice(0..0, backward);
+        }
+        all
+    }
+
+    fn site(&self, site: &Site) -> Exchanges {
+        let stream = |dim: usize| (self.tokens * dim, self.own_tokens() * dim);
+        match *site {
+            Site::Enter { dim } => self.enter(stream(dim)),
+            Site::Leave { dim } | Site::Embedding { dim } => self.leave(stream(dim)),
+            Site::Output { dim } => self.output(dim, stream(dim)),
+            Site::Attention { key_heads, head_dim } => self.attention(key_heads, head_dim),
+        }
+    }
+
+    /// Tokens of the first rank's share of the residual stream.
+    fn own_tokens(&self) -> usize {
+        match self.tensor.sequence {
+            true => shard_range(self.tokens, self.tensor.ranks, 0).len(),
+            false => self.tokens,
+        }
+    }
+
+    fn tensor(&self, kind: Kind, (count, own): (usize, usize), element: Element) -> Operation {
+        Operation { scope: Scope::Tensor, kind, unit: None, count, own, element }
+    }
+
+    fn enter(&self, stream: (usize, usize)) -> Exchanges {
+        let of = |kind| vec![self.tensor(kind, stream, self.compute)];
+        match self.tensor.sequence {
+            true => Exchanges { forward: of(Kind::AllGather), backward: of(Kind::ReduceScatter) },
+            false => Exchanges { forward: vec![], backward: of(Kind::AllReduce) },
+        }
+    }
+
+    fn leave(&self, stream: (usize, usize)) -> Exchanges {
+        let Exchanges { forward, backward } = self.enter(stream);
+        Exchanges { forward: backward, backward: forward }
+    }
+
+    fn output(&self, dim: usize, stream: (usize, usize)) -> Exchanges {
+        let ranks = self.tensor.ranks;
+        if self.loss {
+            // Of each token, a log-sum-exp and a logit of every rank.
+            let statistics = (2 * self.tokens * ranks, 2 * self.tokens);
+            let mut all = self.enter(stream);
+            all.forward.push(self.tensor(Kind::AllGather, statistics, Element::F32));
+            return all;
+        }
+        let words = shard_range(self.vocabulary, ranks, 0).len();
+        let weight = (dim * self.vocabulary, dim * words);
+        let gather = self.tensor(Kind::AllGather, weight, self.compute);
+        match self.tensor.sequence {
+            true => Exchanges {
+                forward: vec![gather, self.tensor(Kind::AllReduce, (1, 1), Element::F32)],
+                backward: vec![self.tensor(Kind::ReduceScatter, weight, self.compute)],
+            },
+            false => Exchanges { forward: vec![gather], backward: vec![] },
+        }
+    }
+
+    fn attention(&self, key_heads: usize, head_dim: usize) -> Exchanges {
+        let Some(shards) = &self.shards else { return Exchanges::default() };
+        let exchanges = ContextParallel::exchanges(
+            self.method,
+            shards,
+            0,
+            self.batch,
+            key_heads,
+            head_dim,
+            self.compute,
+        );
+        let operation = |exchange: burn_titan_parallel::context_parallel::Exchange| {
+            let own = match exchange.transfer {
+                Transfer::Send(_) => exchange.count,
+                Transfer::Receive(_) => 0,
+                Transfer::AllGather(own) | Transfer::ReduceScatter(own) => own,
+            };
+            Operation {
+                scope: Scope::Context,
+                kind: exchange.kind(),
+                unit: None,
+                count: exchange.count,
+                own,
+                element: exchange.element,
+            }
+        };
+        Exchanges {
+            forward: exchanges.forward.into_iter().map(operation).collect(),
+            backward: exchanges.backward.into_iter().map(operation).collect(),
+        }
+    }
+}
