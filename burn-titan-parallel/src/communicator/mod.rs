@@ -20,7 +20,7 @@ pub struct Work<T>(State<T>);
 
 enum State<T> {
     Done(Result<T, CommError>),
-    Pending(Box<dyn FnOnce() -> Result<T, CommError>>),
+    Pending(Box<dyn FnOnce() -> Result<T, CommError> + Send>),
 }
 
 impl<T> Work<T> {
@@ -35,7 +35,7 @@ impl<T> Work<T> {
     }
 
     /// An operation that is under way; `wait` waits for it.
-    pub fn pending(wait: impl FnOnce() -> Result<T, CommError> + 'static) -> Self {
+    pub fn pending(wait: impl FnOnce() -> Result<T, CommError> + Send + 'static) -> Self {
         Self(State::Pending(Box::new(wait)))
     }
 
@@ -51,7 +51,7 @@ impl<T> Work<T> {
     }
 
     /// The operation with another result made of its own, by the thread that waits.
-    pub fn map<U>(self, f: impl FnOnce(T) -> U + 'static) -> Work<U>
+    pub fn map<U>(self, f: impl FnOnce(T) -> U + Send + 'static) -> Work<U>
     where
         T: 'static,
     {

@@ -6,7 +6,7 @@ use burn_titan_kernels::cross_entropy::{
 };
 use burn_titan_kernels::{differentiable, linear_cross_entropy, reduce_chunks};
 
-use super::{TensorParallel, rows};
+use super::{TensorParallel, parts, rows};
 use crate::peers::Peers;
 use crate::placement::shard_range;
 
@@ -41,7 +41,9 @@ impl TensorParallel {
         let own = shard_range(targets.dims()[0], self.peers.size(), self.peers.rank());
         let loss = linear_cross_entropy(hidden.squeeze_dim(0), weight, targets.slice(own));
         let peers = self.peers.clone();
-        differentiable([loss], |[loss]| (rows::sum(&peers, loss), Box::new(|gradient| [gradient])))
+        differentiable([loss], |[loss]| {
+            (rows::sum(&peers, loss).wait(), Box::new(|gradient| [gradient]))
+        })
     }
 
     /// The loss of all tokens, of whose logits this rank has those of its words.
@@ -68,15 +70,18 @@ impl TensorParallel {
     /// summand; else every rank has the whole one.
     fn whole_head(&self, weight: Tensor<2>) -> Tensor<2> {
         let (peers, words, sequence) = (self.peers.clone(), self.words(), self.sequence);
-        let shares = self.shares(self.vocabulary);
+        let shares = parts(self.vocabulary, self.peers.size());
         let [dim, own] = weight.dims();
         differentiable([weight], |[weight]| {
-            let whole = rows::gather(&peers, weight.transpose(), &shares, [self.vocabulary, dim]);
+            let whole =
+                rows::gather(&peers, weight.transpose(), &shares, [self.vocabulary, dim]).wait();
             let backward = move |gradient: Tensor<2>| {
                 if !sequence {
                     return [gradient.slice([0..dim, words])];
                 }
-                [rows::sum_own(&peers, gradient.transpose(), &shares, [own, dim]).transpose()]
+                [rows::sum_own(&peers, gradient.transpose(), &shares, [own, dim])
+                    .wait()
+                    .transpose()]
             };
             (whole.transpose(), Box::new(backward))
         })
@@ -101,9 +106,10 @@ impl TensorParallel {
             return logits.reshape([batch, seq, words]);
         }
         let shape = [batch, seq, self.vocabulary];
-        let shares = self.shares(self.vocabulary);
+        let shares = parts(self.vocabulary, self.peers.size());
         let words_first = [self.vocabulary, batch * seq];
         rows::gather::<2, 2>(&self.peers, logits.transpose(), &shares, words_first)
+            .wait()
             .transpose()
             .reshape(shape)
     }
@@ -114,7 +120,7 @@ impl TensorParallel {
 fn of_all_words(peers: &Peers, own: VocabularyStatistics) -> VocabularyStatistics {
     let [tokens] = own.log_sum_exp.dims();
     let (ranks, own) = (peers.size(), Tensor::cat(vec![own.log_sum_exp, own.target_logit], 0));
-    let all: Tensor<3> = rows::gather(peers, own, &vec![1; ranks], [ranks, 2, tokens]);
+    let all: Tensor<3> = rows::gather(peers, own, &vec![1; ranks], [ranks, 2, tokens]).wait();
     let [sums, target_logits] =
         [0, 1].map(|kind| all.clone().narrow(1, kind, 1).squeeze_dim::<2>(1));
     let top = sums.clone().max_dim(0);

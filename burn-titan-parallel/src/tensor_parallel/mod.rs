@@ -12,12 +12,15 @@
 //!   sums and scatters, each the backward of the other. Gradients of parameters outside of sub-modules are summands:
 //!   whoever holds the parameters sums them over the ranks.
 //!
+//! [`TensorParallel::by_chunks`] is both around a feed-forward, with the exchanges hidden behind the computation.
+//!
 //! The embedding and the head are cut by words: [`shard_range`] of the vocabulary. With a parallel loss, the logits of
 //! a word exist only on the rank that has it, and never all at once.
 //!
 //! Ranks make the same exchanges in the same order: they run the same modules on tensors that are tracked alike. An
 //! exchange that fails is kept by [`Peers`], to be asked for behind a forward or a backward.
 
+mod chunks;
 mod head;
 mod rows;
 #[cfg(test)]
@@ -66,8 +69,7 @@ impl TensorParallel {
 
     /// How many of a micro-batch's tokens each rank has between sub-modules where the stream is cut.
     pub fn shares(&self, tokens: usize) -> Vec<usize> {
-        let ranks = self.peers.size();
-        (0..ranks).map(|rank| shard_range(tokens, ranks, rank).len()).collect()
+        parts(tokens, self.peers.size())
     }
 
     /// The words of the vocabulary that this rank has.
@@ -86,12 +88,14 @@ impl TensorParallel {
         }
         let peers = self.peers.clone();
         if !self.sequence {
-            return differentiable([x], |[x]| (x, Box::new(move |dy| [rows::sum(&peers, dy)])));
+            return differentiable([x], |[x]| {
+                (x, Box::new(move |dy| [rows::sum(&peers, dy).wait()]))
+            });
         }
         let (shares, shape) = (self.shares(batch * seq), x.dims());
         differentiable([x], |[x]| {
-            let whole = rows::gather(&peers, x, &shares, [batch, seq, shape[2]]);
-            (whole, Box::new(move |dy| [rows::sum_own(&peers, dy, &shares, shape)]))
+            let whole = rows::gather(&peers, x, &shares, [batch, seq, shape[2]]).wait();
+            (whole, Box::new(move |dy| [rows::sum_own(&peers, dy, &shares, shape).wait()]))
         })
     }
 
@@ -106,13 +110,13 @@ impl TensorParallel {
         }
         let peers = self.peers.clone();
         if !self.sequence {
-            return differentiable([y], |[y]| (rows::sum(&peers, y), Box::new(|dx| [dx])));
+            return differentiable([y], |[y]| (rows::sum(&peers, y).wait(), Box::new(|dx| [dx])));
         }
         let shape @ [batch, seq, dim] = y.dims();
         let shares = self.shares(batch * seq);
         differentiable([y], |[y]| {
-            let own = rows::sum_own(&peers, y, &shares, [1, shares[peers.rank()], dim]);
-            (own, Box::new(move |dx| [rows::gather(&peers, dx, &shares, shape)]))
+            let own = rows::sum_own(&peers, y, &shares, [1, shares[peers.rank()], dim]).wait();
+            (own, Box::new(move |dx| [rows::gather(&peers, dx, &shares, shape).wait()]))
         })
     }
 
@@ -134,4 +138,9 @@ impl TensorParallel {
         // Words of other ranks are outside of the weight: they give zeros.
         self.leave(embedding(weight, tokens - words.start as i64))
     }
+}
+
+/// The lengths of what ranks have of a dim.
+fn parts(length: usize, ranks: usize) -> Vec<usize> {
+    (0..ranks).map(|rank| shard_range(length, ranks, rank).len()).collect()
 }

@@ -2,13 +2,34 @@
 
 use burn::tensor::Tensor;
 
+use crate::communicator::Work;
 use crate::peers::Peers;
 
+/// An exchange under way.
+pub(super) struct Rows<const D: usize> {
+    work: Work<Tensor<1>>,
+    peers: Peers,
+    shape: [usize; D],
+    /// No elements, of the device and dtype of the result. (The tensor itself goes into the exchange, which need not
+    /// copy what nobody else holds.)
+    like: Tensor<1>,
+}
+
+impl<const D: usize> Rows<D> {
+    /// Waits for the result; zeros, if the exchange fails.
+    pub(super) fn wait(self) -> Tensor<D> {
+        let Self { work, peers, shape, like } = self;
+        let zeros =
+            || Tensor::zeros([shape.iter().product::<usize>()], (&like.device(), like.dtype()));
+        shaped(peers.settle(work, zeros), shape)
+    }
+}
+
 /// The sum of the ranks' summands, for all of them.
-pub(super) fn sum<const D: usize>(peers: &Peers, summand: Tensor<D>) -> Tensor<D> {
+pub(super) fn sum<const D: usize>(peers: &Peers, summand: Tensor<D>) -> Rows<D> {
     let (shape, like) = (summand.dims(), like(&summand));
     let work = peers.communicator().all_reduce_sum(flat(summand));
-    shaped(peers.settle(work, || zeros(shape.iter().product(), &like)), shape)
+    Rows { work, peers: peers.clone(), shape, like }
 }
 
 /// The ranks' rows one after the other; `rows` has the number of each rank's.
@@ -17,11 +38,11 @@ pub(super) fn gather<const D: usize, const E: usize>(
     own: Tensor<D>,
     rows: &[usize],
     shape: [usize; E],
-) -> Tensor<E> {
+) -> Rows<E> {
     let like = like(&own);
     let lengths = lengths(rows, own.dims()[D - 1]);
     let work = peers.communicator().all_gather_floats(flat(own), &lengths);
-    shaped(peers.settle(work, || zeros(shape.iter().product(), &like)), shape)
+    Rows { work, peers: peers.clone(), shape, like }
 }
 
 /// This rank's rows of the sum of the ranks' summands; `rows` has the number of each rank's.
@@ -30,25 +51,25 @@ pub(super) fn sum_own<const D: usize, const E: usize>(
     summand: Tensor<D>,
     rows: &[usize],
     shape: [usize; E],
-) -> Tensor<E> {
+) -> Rows<E> {
     let like = like(&summand);
     let lengths = lengths(rows, summand.dims()[D - 1]);
     let work = peers.communicator().reduce_scatter_sum(flat(summand), &lengths);
-    shaped(peers.settle(work, || zeros(shape.iter().product(), &like)), shape)
+    Rows { work, peers: peers.clone(), shape, like }
+}
+
+/// Rows that every rank has already.
+pub(super) fn known<const D: usize>(peers: &Peers, rows: Tensor<D>) -> Rows<D> {
+    let (shape, like) = (rows.dims(), like(&rows));
+    Rows { work: Work::done(flat(rows)), peers: peers.clone(), shape, like }
 }
 
 fn lengths(rows: &[usize], width: usize) -> Vec<usize> {
     rows.iter().map(|rows| rows * width).collect()
 }
 
-/// No elements, of the device and dtype of a tensor. (The tensor itself goes into the exchange, which need not copy
-/// what nobody else holds.)
 fn like<const D: usize>(tensor: &Tensor<D>) -> Tensor<1> {
     Tensor::empty([0], (&tensor.device(), tensor.dtype()))
-}
-
-fn zeros(length: usize, like: &Tensor<1>) -> Tensor<1> {
-    Tensor::zeros([length], (&like.device(), like.dtype()))
 }
 
 fn flat<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {

@@ -20,6 +20,8 @@ struct Batch {
     size: usize,
     seq: usize,
     dtype: DType,
+    /// Of the feed-forward, in which exchanges are hidden; one by one without.
+    chunks: Option<usize>,
 }
 
 /// The embedding, the head, a scale on every token (as a norm has), and a feed-forward's two matrices.
@@ -35,10 +37,17 @@ struct Results {
     logits: Tensor<3>,
 }
 
-fn noise<const D: usize>(shape: [usize; D], seed: usize) -> Tensor<D> {
-    let count: usize = shape.iter().product();
-    let x: Vec<f32> = (0..count).map(|i| ((i * 37 + seed * 101) as f32 * 0.61).sin()).collect();
-    Tensor::<1>::from_floats(x.as_slice(), &Device::flex()).reshape(shape)
+/// Repeatable numbers in `[-1, 1)`, from a counter-based hash.
+fn noise<const D: usize>(shape: [usize; D], seed: u64) -> Tensor<D> {
+    let number = |i: u64| {
+        let mut x = i.wrapping_add(seed << 32).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        x ^= x >> 31;
+        x = x.wrapping_mul(0xD6E8_FEB8_6659_FD93);
+        x ^= x >> 32;
+        (x >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
+    };
+    let numbers: Vec<f32> = (0..shape.iter().product::<usize>() as u64).map(number).collect();
+    Tensor::<1>::from_floats(numbers.as_slice(), &Device::flex()).reshape(shape)
 }
 
 impl Batch {
@@ -97,10 +106,15 @@ fn run(tp: Option<&TensorParallel>, batch: Batch) -> Results {
     };
     for _ in 0..2 {
         let normed = x.clone() * scale.clone().unsqueeze();
-        let h = if let Some(tp) = tp { tp.enter(normed, sizes) } else { normed };
-        let middle = h.matmul(up.clone().unsqueeze()).tanh();
-        let y = middle.matmul(down.clone().unsqueeze());
-        x = x + if let Some(tp) = tp { tp.leave(y) } else { y };
+        let feed_forward = |h: Tensor<3>| {
+            let middle = h.matmul(up.clone().unsqueeze()).tanh();
+            middle.matmul(down.clone().unsqueeze())
+        };
+        x = x + match (tp, batch.chunks) {
+            (None, _) => feed_forward(normed),
+            (Some(tp), None) => tp.leave(feed_forward(tp.enter(normed, sizes))),
+            (Some(tp), Some(chunks)) => tp.by_chunks(normed, sizes, chunks, feed_forward),
+        };
     }
     let logits = match tp {
         Some(tp) => tp.logits(x.clone(), head.clone(), sizes),
@@ -204,20 +218,52 @@ fn assert_equals_one_rank(batch: Batch, sizes: &[usize], bound: f32) {
 fn ranks_equal_one_rank() {
     // The last has fewer tokens than ranks.
     for [size, seq] in [[3, 43], [1, 7], [1, 3]] {
-        assert_equals_one_rank(Batch { size, seq, dtype: DType::F32 }, &[2, 3, 4], 1e-5);
+        assert_equals_one_rank(
+            Batch { size, seq, dtype: DType::F32, chunks: None },
+            &[2, 3, 4],
+            1e-5,
+        );
     }
 }
 
-/// Rounded anew in every sum over ranks.
+#[test]
+fn chunks_equal_the_whole() {
+    for ([size, seq], chunks) in [([3, 43], 2), ([3, 43], 5), ([1, 7], 3), ([1, 3], 4)] {
+        let whole = Batch { size, seq, dtype: DType::F32, chunks: None };
+        let batch = Batch { chunks: Some(chunks), ..whole };
+        for ranks in 1..=4 {
+            for ways in [[false, true], [true, true]] {
+                let name = format!("{batch:?} on {ranks} ranks, {ways:?}");
+                let want = results(ways, ranks, whole);
+                let [got, again] = [(), ()].map(|()| results(ways, ranks, batch));
+                let loss = (got[0].loss - want[0].loss).abs() / want[0].loss;
+                assert!(loss <= 1e-6, "{name}: the loss differs by {loss:e}");
+                let [got, again, want] =
+                    [got, again, want].map(|all| joined(&all, ways[0] && ranks > 1));
+                for (i, want) in want.iter().enumerate() {
+                    let gradient = distance(&got[i], want);
+                    assert!(gradient <= 1e-6, "{name}: gradient {i} differs by {gradient:e}");
+                    assert_eq!(bits(&got[i]), bits(&again[i]), "{name}: from run to run");
+                }
+            }
+        }
+    }
+}
+
+/// Rounded anew in every sum over ranks, by 2^-8 at most: some of them add up in a gradient.
 #[test]
 fn ranks_are_near_one_rank_in_half_precision() {
-    assert_equals_one_rank(Batch { size: 2, seq: 19, dtype: DType::BF16 }, &[2, 3], 0.03);
+    assert_equals_one_rank(
+        Batch { size: 2, seq: 19, dtype: DType::BF16, chunks: None },
+        &[2, 3],
+        0.03,
+    );
 }
 
 #[test]
 fn alone_is_the_plain_model_bit_by_bit() {
     for dtype in [DType::F32, DType::BF16] {
-        let batch = Batch { size: 3, seq: 43, dtype };
+        let batch = Batch { size: 3, seq: 43, dtype, chunks: None };
         let want = run(None, batch);
         for ways in [[false, false], [true, true]] {
             let got = &results(ways, 1, batch)[0];
@@ -232,7 +278,7 @@ fn alone_is_the_plain_model_bit_by_bit() {
 
 #[test]
 fn bitwise_from_run_to_run() {
-    let batch = Batch { size: 3, seq: 43, dtype: DType::F32 };
+    let batch = Batch { size: 3, seq: 43, dtype: DType::F32, chunks: None };
     for ways in [[false, true], [true, false], [true, true]] {
         let [one, two] = [(), ()].map(|()| results(ways, 3, batch));
         for (one, two) in one.iter().zip(&two) {
@@ -244,7 +290,7 @@ fn bitwise_from_run_to_run() {
 
 #[test]
 fn a_cut_stream_is_this_ranks_tokens() {
-    let batch = Batch { size: 1, seq: 7, dtype: DType::F32 };
+    let batch = Batch { size: 1, seq: 7, dtype: DType::F32, chunks: None };
     let want = embedding(batch.weights()[0].clone(), batch.tokens(&Device::flex()));
     let streams = on_ranks([true, true], 4, |_, tp| {
         assert_eq!((tp.shares(7), tp.cuts_stream()), (vec![2, 2, 2, 1], true));
@@ -259,7 +305,7 @@ fn a_cut_stream_is_this_ranks_tokens() {
 /// A rank goes away in the middle of a forward.
 #[test]
 fn a_lost_peer_is_an_error_and_no_panic() {
-    let batch = Batch { size: 3, seq: 43, dtype: DType::F32 };
+    let batch = Batch { size: 3, seq: 43, dtype: DType::F32, chunks: None };
     for ways in [[false, true], [true, false], [true, true]] {
         let errors = on_ranks(ways, 3, |world, tp| {
             if tp.peers().rank() == 1 {
