@@ -47,8 +47,8 @@ impl TensorParallel {
         }
         let order: Vec<usize> = (0..chunks).collect();
         let reverse = order.iter().rev().copied().collect();
-        let forward = Pass::new(self, x.dims(), tokens, order);
-        let backward = Pass::new(self, x.dims(), tokens, reverse);
+        let forward = Pass::shared(self, x.dims(), tokens, order);
+        let backward = Pass::shared(self, x.dims(), tokens, reverse);
         let ticket = Ticket { device: x.device().inner(), dtype: x.dtype() };
 
         let back = backward.clone();
@@ -118,7 +118,7 @@ impl Shared {
 }
 
 impl Pass {
-    fn new(
+    fn shared(
         parallel: &TensorParallel,
         shape: [usize; 3],
         tokens: usize,
