@@ -255,6 +255,10 @@ pub struct ParallelismConfig {
     /// Whether each of the ranks that share matrix products has the logits of a part of the vocabulary only; else it
     /// has the whole output matrix while it computes the loss.
     pub enable_loss_parallel: bool,
+    /// Chunks of tokens in which ranks that share matrix products run what treats every token alone, as a
+    /// feed-forward does, so that the exchange of one chunk runs while another is computed; 1 for no chunks.
+    #[schemars(range(min = 1, max = 1024))]
+    pub async_tensor_parallel_chunks: usize,
     /// How the ranks that share each sequence exchange keys and values.
     pub context_parallel_method: ContextParallelMethod,
 }
@@ -299,6 +303,7 @@ impl Default for ParallelismConfig {
             reduce_every_micro_batch: None,
             enable_sequence_parallel: true,
             enable_loss_parallel: true,
+            async_tensor_parallel_chunks: 1,
             context_parallel_method: ContextParallelMethod::default(),
         }
     }

@@ -48,6 +48,8 @@ pub struct ModelSplit {
     pub loss: bool,
     /// Words of the vocabulary.
     pub vocabulary: usize,
+    /// Chunks in which the ranks of `tp` run what treats every token alone.
+    pub chunks: usize,
     /// How the ranks of `cp` exchange keys and values.
     pub context: Method,
 }
@@ -55,7 +57,14 @@ pub struct ModelSplit {
 impl Default for ModelSplit {
     /// No rank splits anything.
     fn default() -> Self {
-        Self { holders: vec![], sequence: false, loss: false, vocabulary: 0, context: Method::Ring }
+        Self {
+            holders: vec![],
+            sequence: false,
+            loss: false,
+            vocabulary: 0,
+            chunks: 1,
+            context: Method::Ring,
+        }
     }
 }
 
@@ -158,6 +167,7 @@ impl Groups {
                 split.loss && tensor.several(),
                 split.vocabulary,
             ),
+            chunks: split.chunks,
             context: ContextParallel::new(context.clone(), split.context),
         };
         Ok(Self {

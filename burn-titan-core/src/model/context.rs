@@ -64,6 +64,8 @@ pub enum HeadOutput {
 pub struct Parallel {
     /// Each matrix product.
     pub tensor: TensorParallel,
+    /// Chunks in which the ranks of `tp` run what treats every token alone.
+    pub chunks: usize,
     /// Each sequence.
     pub context: ContextParallel,
 }
@@ -73,6 +75,7 @@ impl Parallel {
     pub fn alone() -> Self {
         Self {
             tensor: TensorParallel::alone(),
+            chunks: 1,
             context: ContextParallel::new(Peers::alone(), Method::Ring),
         }
     }
@@ -152,6 +155,13 @@ impl Context {
     pub fn site(&self, x: Tensor<3>, f: impl FnOnce(Tensor<3>) -> Tensor<3>) -> Tensor<3> {
         let tensor = &self.parallel.tensor;
         tensor.leave(f(tensor.enter(x, self.tokens.dims())))
+    }
+
+    /// As [`Context::site`], for a sub-module that treats every token alone, as a feed-forward does. The mesh may give it
+    /// the tokens by chunks, `[1, tokens of the chunk, dim]`.
+    pub fn site_by_token(&self, x: Tensor<3>, f: impl Fn(Tensor<3>) -> Tensor<3>) -> Tensor<3> {
+        let Parallel { tensor, chunks, .. } = &self.parallel;
+        tensor.by_chunks(x, self.tokens.dims(), *chunks, f)
     }
 
     /// The embeddings of tokens `[batch, seq]`, rows of `weight` (`[vocab, dim]`), as hidden states of the residual

@@ -45,6 +45,11 @@ pub enum Site {
         /// Width of the hidden states.
         dim: usize,
     },
+    /// [`Context::site_by_token`].
+    ByToken {
+        /// Width of the hidden states.
+        dim: usize,
+    },
     /// [`Context::attention`].
     Attention {
         /// Key heads of this rank.

@@ -13,6 +13,8 @@ pub(super) struct SiteExchanges {
     /// Whether each rank of `tp` has the logits of a part of the vocabulary only.
     pub(super) loss: bool,
     pub(super) vocabulary: usize,
+    /// Chunks of what treats every token alone.
+    pub(super) chunks: usize,
     pub(super) method: Method,
     /// `None` where a rank has whole sequences.
     pub(super) shards: Option<SequenceShards>,
@@ -41,6 +43,7 @@ impl SiteExchanges {
         match *site {
             Site::Enter { dim } => self.enter(stream(dim)),
             Site::Leave { dim } | Site::Embedding { dim } => self.leave(stream(dim)),
+            Site::ByToken { dim } => self.by_token(dim),
             Site::Output { dim } => self.output(dim, stream(dim)),
             Site::Attention { key_heads, head_dim } => self.attention(key_heads, head_dim),
         }
@@ -69,6 +72,28 @@ impl SiteExchanges {
     fn leave(&self, stream: (usize, usize)) -> Exchanges {
         let Exchanges { forward, backward } = self.enter(stream);
         Exchanges { forward: backward, backward: forward }
+    }
+
+    /// Every chunk enters, and every chunk leaves.
+    fn by_token(&self, dim: usize) -> Exchanges {
+        let shares: Vec<usize> = match self.tensor.sequence {
+            true => (0..self.tensor.ranks)
+                .map(|rank| shard_range(self.tokens, self.tensor.ranks, rank).len())
+                .collect(),
+            false => vec![self.tokens],
+        };
+        let chunks = self.chunks.min(shares[0]).max(1);
+        let streams = (0..chunks).map(|chunk| {
+            let own: Vec<usize> =
+                shares.iter().map(|share| shard_range(*share, chunks, chunk).len() * dim).collect();
+            (own.iter().sum(), own[0])
+        });
+        let mut all = Exchanges::default();
+        for (enter, leave) in streams.map(|stream| (self.enter(stream), self.leave(stream))) {
+            all.forward.extend(enter.forward.into_iter().chain(leave.forward));
+            all.backward.extend(leave.backward.into_iter().chain(enter.backward));
+        }
+        all
     }
 
     fn output(&self, dim: usize, stream: (usize, usize)) -> Exchanges {

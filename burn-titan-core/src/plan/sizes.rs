@@ -41,6 +41,7 @@ pub(super) fn sizes(
         tensor,
         loss: config.parallelism.enable_loss_parallel,
         vocabulary: model.vocab_size,
+        chunks: config.parallelism.async_tensor_parallel_chunks,
         method: context_method(config),
         shards: sequences,
         batch: workload.batch,

@@ -167,6 +167,7 @@ fn model_split(
         sequence: tensor.sequence,
         loss: parallelism.enable_loss_parallel,
         vocabulary: model.vocab_size,
+        chunks: parallelism.async_tensor_parallel_chunks,
         context: context_method(config),
     })
 }

@@ -59,7 +59,7 @@ impl<A: Attention> UnitModule for Block<A> {
         let normed = self.attention_norm.forward(x.clone());
         let x = x + context.site(normed, |h| self.attention.forward(h, context));
         let normed = self.ffn_norm.forward(x.clone());
-        let x = x + context.site(normed, |h| self.feed_forward.forward(h));
+        let x = x + context.site_by_token(normed, |h| self.feed_forward.forward(h));
         Stream::Hidden(x)
     }
 
@@ -73,7 +73,8 @@ impl<A: Attention> UnitModule for Block<A> {
     fn sites(&self) -> Option<Vec<Site>> {
         let [dim, _] = self.feed_forward.w1.weight.lazy_shape().dims();
         let (enter, leave) = (Site::Enter { dim }, Site::Leave { dim });
-        Some([&[enter], self.attention.sites()?.as_slice(), &[leave, enter, leave]].concat())
+        let by_token = Site::ByToken { dim };
+        Some([&[enter], self.attention.sites()?.as_slice(), &[leave, by_token]].concat())
     }
 }
 

@@ -22,9 +22,10 @@ const CP4: &str = "parallelism.context_parallel_degree=4";
 const GATHER: &str = "parallelism.context_parallel_method=all_gather";
 const NO_SP: &str = "parallelism.enable_sequence_parallel=false";
 const NO_LOSS: &str = "parallelism.enable_loss_parallel=false";
+const CHUNKS: &str = "parallelism.async_tensor_parallel_chunks=3";
 const COPIES: &str = "parallelism.data_parallel_replicate_degree=2";
 
-const CASES: [Case; 16] = [
+const CASES: [Case; 18] = [
     Case { name: "tp 2", ranks: 2, data: 1, words: &[TP2] },
     Case { name: "tp 2, no sp", ranks: 2, data: 1, words: &[TP2, NO_SP] },
     Case { name: "tp 2, no loss", ranks: 2, data: 1, words: &[TP2, NO_LOSS] },
@@ -33,6 +34,8 @@ const CASES: [Case; 16] = [
     Case { name: "tp 4, no sp", ranks: 4, data: 1, words: &[TP4, NO_SP] },
     Case { name: "tp 4, no loss", ranks: 4, data: 1, words: &[TP4, NO_LOSS] },
     Case { name: "tp 4, neither", ranks: 4, data: 1, words: &[TP4, NO_SP, NO_LOSS] },
+    Case { name: "tp 2, chunks", ranks: 2, data: 1, words: &[TP2, CHUNKS] },
+    Case { name: "tp 2, chunks, no sp", ranks: 2, data: 1, words: &[TP2, CHUNKS, NO_SP] },
     Case { name: "cp 2", ranks: 2, data: 1, words: &[CP2] },
     Case { name: "cp 2, gathered", ranks: 2, data: 1, words: &[CP2, GATHER] },
     Case { name: "cp 4", ranks: 4, data: 1, words: &[CP4] },

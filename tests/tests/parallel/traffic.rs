@@ -30,7 +30,8 @@ fn ranks_send_what_is_planned() {
     let no_loss = "parallelism.enable_loss_parallel=false";
     let gather = "parallelism.context_parallel_method=all_gather";
     let tied = "model.overrides.tie_embeddings=true";
-    let cases: [(usize, &[&str]); 19] = [
+    let chunks = "parallelism.async_tensor_parallel_chunks=3";
+    let cases: [(usize, &[&str]); 21] = [
         (4, &[]),
         (3, &["training.global_batch_size=18", full]),
         (2, &["precision.compute=bfloat16", "precision.reduce=bfloat16"]),
@@ -41,6 +42,8 @@ fn ranks_send_what_is_planned() {
         (4, &["comm.quantize=gradients", "parallelism.data_parallel_replicate_degree=2"]),
         (2, &[tp2]),
         (2, &[tp2, no_sp, full]),
+        (2, &[tp2, chunks]),
+        (3, &["parallelism.tensor_parallel_degree=3", no_sp, chunks]),
         (2, &[tp2, no_loss, tied]),
         (2, &[tp2, no_sp, no_loss]),
         (5, &["parallelism.tensor_parallel_degree=5", "precision.compute=bfloat16"]),
