@@ -87,7 +87,8 @@ pub enum MeshError {
     },
     /// The ranks do not divide by the degrees that are given.
     #[error(
-        "{started} ranks do not divide by {product}, so that data_parallel_shard_degree = -1 has no value"
+        "{} by {product}, so that data_parallel_shard_degree = -1 has no value",
+        if *.started == 1 { "1 rank does not divide".to_string() } else { format!("{started} ranks do not divide") }
     )]
     Remainder {
         /// The arithmetic of the other axes.

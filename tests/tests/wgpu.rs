@@ -20,20 +20,20 @@ fn wgpu_follows_flex() {
     }
     let config = repository().join("configs/llama3_wgpu_ci.yaml");
     let config = std::fs::read_to_string(&config).expect("the config is in the repository");
-    let losses = |(kind, ranks, offload): (&str, usize, bool)| {
+    let losses = |(kind, ranks, offload, split): (&str, usize, bool, &[&str])| {
         let run = Run::new(&config);
         // Three sequences a step, whoever reads them.
         let words = [
             &format!("training.device={kind}"),
             &format!("training.enable_cpu_offload={offload}"),
-            &format!("training.local_batch_size={}", 3 / ranks),
+            &format!("training.local_batch_size={}", if split.is_empty() { 3 / ranks } else { 3 }),
             "run.output_dir=HERE/out",
             "data.train.0.path=DATA/shakespeare/train.jsonl",
             "data.tokenizer=DATA/tokenizer.json",
             "metrics.peak_tflops=1",
         ];
         let start = Instant::now();
-        run.simulate(ranks, &words);
+        run.simulate(ranks, &[&words[..], split].concat());
         let steps: Vec<String> =
             run.metrics().iter().map(|m| format!("{:.2}", m.step_seconds)).collect();
         println!(
@@ -43,9 +43,19 @@ fn wgpu_follows_flex() {
         );
         run.losses()
     };
-    let flex = losses(("flex", 1, false));
-    // Parameters, gradients and moments on the device, shared by ranks, and on the host.
-    for how in [("wgpu", 1, false), ("wgpu", 3, false), ("wgpu", 3, true)] {
+    let flex = losses(("flex", 1, false, &[]));
+    let tp = ["parallelism.tensor_parallel_degree=2"];
+    let cp = ["parallelism.context_parallel_degree=2"];
+    // Parameters, gradients and moments on the device, shared by ranks, and on the host; then matrix products and
+    // sequences shared by ranks.
+    let ways: [(_, _, _, &[&str]); 5] = [
+        ("wgpu", 1, false, &[]),
+        ("wgpu", 3, false, &[]),
+        ("wgpu", 3, true, &[]),
+        ("wgpu", 2, false, &tp),
+        ("wgpu", 2, false, &cp),
+    ];
+    for how in ways {
         let wgpu = losses(how);
         assert_eq!((flex.len(), wgpu.len()), (5, 5));
         for (step, (flex, wgpu)) in flex.iter().zip(&wgpu).enumerate() {

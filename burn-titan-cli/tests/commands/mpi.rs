@@ -11,10 +11,24 @@ fn curve(sandbox: &Sandbox) -> Vec<(f64, f64)> {
     rows.iter().map(|m| (m.loss, m.grad_norm)).collect()
 }
 
-/// MPI adds in an order of its own.
 #[test]
 fn mpirun_trains_as_threads_do() {
+    as_threads_do(&[]);
+}
+
+/// Exchanges in the middle of forwards and backwards, also from one rank to the next.
+#[test]
+fn mpirun_splits_models_as_threads_do() {
+    as_threads_do(&[
+        "parallelism.tensor_parallel_degree=2",
+        "parallelism.context_parallel_degree=2",
+    ]);
+}
+
+/// MPI adds in an order of its own.
+fn as_threads_do(split: &[&str]) {
     let words = ["train", "run.yaml", "training.steps=10", "training.local_batch_size=1"];
+    let words = [&words, split].concat();
     let threads = Sandbox::new();
     threads.succeed(&[&words[..], &["--simulate", "4"]].concat());
     let reference = curve(&threads);
@@ -23,7 +37,7 @@ fn mpirun_trains_as_threads_do() {
         let mut command = Command::new("mpirun");
         // Where the tests run as root that is a container; and there are more ranks than cores.
         command.args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "4"]);
-        command.arg(env!("CARGO_BIN_EXE_burn-titan")).args(words);
+        command.arg(env!("CARGO_BIN_EXE_burn-titan")).args(&words);
         command.arg(format!("comm.backend={backend}")).current_dir(sandbox.path(""));
         // For `tcp`; MPI trusts whom it starts.
         command.env("BURN_TITAN_TOKEN", "of this test");

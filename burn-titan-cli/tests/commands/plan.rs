@@ -24,13 +24,30 @@ fn the_text_of_a_small_run() {
         "sent by a rank",
         "dp_shard ",
         "dp_replicate ",
-        "dp ",
+        "all ",
     ];
     for start in starts {
         assert!(lines.iter().any(|line| line.starts_with(start)), "no `{start}` in\n{text}");
     }
     let peak = lines.iter().find(|line| line.starts_with("peak ")).expect("a peak");
     assert!(peak.contains("at action "), "{peak}");
+}
+
+/// The axes along which a model is split, with what a rank sends along each.
+#[test]
+fn the_text_of_a_split_model() {
+    let words = [
+        "plan",
+        "run.yaml",
+        "parallelism.tensor_parallel_degree=4",
+        "parallelism.context_parallel_degree=2",
+    ];
+    let text = Sandbox::new().succeed(&words);
+    let sent = text.split_once("sent by a rank").map(|(_, sent)| sent).unwrap_or_default();
+    let axes: Vec<&str> =
+        sent.lines().skip(1).filter_map(|line| line.split("  ").next()).take(5).collect();
+    // Two ranks have the same of the two key heads.
+    assert_eq!(axes, ["dp_shard", "tp", "tp (heads)", "cp", "all"], "{text}");
 }
 
 #[test]

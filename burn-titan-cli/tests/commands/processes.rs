@@ -76,6 +76,35 @@ fn odd_sizes() {
     processes_and_threads_agree(&ODD);
 }
 
+/// Ranks that split the model exchange in the middle of forwards and backwards.
+#[test]
+fn split_models() {
+    const TP2: &str = "parallelism.tensor_parallel_degree=2";
+    const CP2: &str = "parallelism.context_parallel_degree=2";
+    const GATHER: &str = "parallelism.context_parallel_method=all_gather";
+    const NO_SP: &str = "parallelism.enable_sequence_parallel=false";
+    const CHUNKS: &str = "parallelism.async_tensor_parallel_chunks=3";
+    let cases: [(usize, &[&str]); 5] = [
+        (2, &[TP2, CHUNKS]),
+        (3, &["parallelism.context_parallel_degree=3"]),
+        (4, &[TP2, NO_SP]),
+        (4, &[TP2, CP2]),
+        (4, &[CP2, GATHER]),
+    ];
+    let common = ["train", "run.yaml", "training.steps=20", "checkpoint.enable=false"];
+    let common = [&common[..], &["validation.enable=false", "metrics.tensorboard=false"]].concat();
+    for (ranks, case) in cases {
+        let words = [&common[..], &ODD, case, &["activation_checkpoint.mode=full"]].concat();
+        let curves = ["--ranks", "--simulate"].map(|how| {
+            let sandbox = Sandbox::new();
+            sandbox.succeed(&[&words[..], &[how, &ranks.to_string()]].concat());
+            curve(&sandbox)
+        });
+        assert_eq!(curves[0].len(), 20);
+        assert_eq!(curves[0], curves[1], "{case:?} on {ranks} ranks");
+    }
+}
+
 /// SIGTERM, and Slurm's SIGUSR1, end a run of any number of ranks with a checkpoint, from which it goes on as if
 /// nothing had happened.
 #[cfg(unix)]

@@ -169,10 +169,10 @@ pub enum PlanError {
         ranks: usize,
     },
     /// An attention whose parameters do not say how its heads lie in them.
-    #[error("`{name}` {cause}")]
+    #[error("{}the attention {cause}", .name.as_ref().map_or(String::new(), |name| format!("`{name}` of ")))]
     Attention {
-        /// The parameter, or the attention.
-        name: String,
+        /// The parameter that is in the way.
+        name: Option<String>,
         /// Why it cannot be split.
         cause: String,
     },

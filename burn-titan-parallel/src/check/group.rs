@@ -60,7 +60,7 @@ impl fmt::Display for Scope {
             Self::Shard => "dp_shard",
             Self::Replicate => "dp_replicate",
             Self::Tensor => "tp",
-            Self::Holders => "tp (the same heads)",
+            Self::Holders => "tp (heads)",
             Self::Context => "cp",
             Self::World => "all",
         })

@@ -69,6 +69,41 @@ fn trains_for_ten_steps() {
     assert!(losses[9] < losses[0] - 0.5, "{losses:?}");
 }
 
+fn losses(run: &Run) -> Vec<f64> {
+    let metrics = fs::read_to_string(run.path("out/metrics.jsonl")).expect("metrics");
+    let loss = |line| serde_json::from_str::<Value>(line).expect("JSON")["loss"].as_f64();
+    metrics.lines().map(|line| loss(line).expect("a loss")).collect()
+}
+
+/// The module knows of no ranks: how its heads lie in its parameters is told from their shapes.
+#[test]
+fn splits_over_ranks_as_it_is() {
+    let words = ["training.steps=5", "lr_scheduler.warmup_steps=2", "checkpoint.enable=false"];
+    let batch = ["training.local_batch_size=2", "training.global_batch_size=4"];
+    let one = losses(&Run::new(&[&words[..], &batch].concat()));
+    assert_eq!(one.len(), 5);
+    for split in [
+        &["--simulate", "2", "parallelism.tensor_parallel_degree=2"][..],
+        &["--simulate", "4", "parallelism.tensor_parallel_degree=2"],
+    ] {
+        let found = losses(&Run::new(&[&words[..], &batch, split].concat()));
+        for (a, b) in one.iter().zip(&found) {
+            assert!(((a - b) / a).abs() < 1e-6, "{split:?}: {one:?} {found:?}");
+        }
+    }
+}
+
+#[test]
+fn shared_sequences_are_refused() {
+    let config = "examples/custom_attention/config.yaml";
+    let output = run(&["validate", config, "parallelism.context_parallel_degree=2"]);
+    assert_eq!(output.status.code(), Some(2));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let reason = "`parallelism.context_parallel_degree` is 2, but the attention `sliding_window` sees \
+                  only the keys of its own rank";
+    assert!(stderr.contains(reason), "{stderr}");
+}
+
 /// The positions at which two evaluations differ.
 fn changed(a: &[Vec<f32>], b: &[Vec<f32>]) -> Vec<usize> {
     assert_eq!(a.len(), b.len());

@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, Device, Int, Tensor};
-use burn_titan_core::model::Context;
+use burn_titan_core::model::{Context, Line, PlanError, Split};
 use burn_titan_core::plan::plan;
 use burn_titan_core::trainer::{prepare, train};
 use burn_titan_models::{Attention, AttentionConfig, Llama3, registry};
@@ -82,4 +82,74 @@ fn trains_resumes_and_has_initial_values_of_its_own() {
     // Without the registration the name is unknown.
     let refused = run.refusal(&window);
     assert!(refused.contains("no attention module is registered as `window`"), "{refused}");
+}
+
+/// Query and output matrices of some heads, and nothing of them in its plan but what `LINES` says.
+macro_rules! misplanned {
+    ($name:ident, $lines:expr) => {
+        #[derive(Module, Debug)]
+        struct $name {
+            wq: Linear,
+            wo: Linear,
+        }
+
+        impl Attention for $name {
+            fn new(config: &AttentionConfig, device: &Device) -> Self {
+                let width = config.n_heads * config.head_dim;
+                let linear = |from, to| LinearConfig::new(from, to).with_bias(false).init(device);
+                Self { wq: linear(config.dim, width), wo: linear(width, config.dim) }
+            }
+
+            fn plan(_: &AttentionConfig, _: &Device) -> Result<Vec<Line>, PlanError> {
+                let lines: &[(&str, Split)] = &$lines;
+                Ok(lines.iter().map(|(name, split)| (name.to_string(), *split)).collect())
+            }
+
+            fn forward(&self, x: Tensor<3>, _: &Context) -> Tensor<3> {
+                self.wo.forward(self.wq.forward(x))
+            }
+        }
+    };
+}
+
+misplanned!(Forgotten, [("wq.weight", Split::QueryHeads(1))]);
+misplanned!(Doubled, [("w*.weight", Split::QueryHeads(1)), ("wo.*", Split::QueryHeads(0))]);
+misplanned!(Halved, [("wq.weight", Split::QueryHeads(1)), ("wo.weight", Split::QueryHeads(2))]);
+
+/// A model whose plan does not fit is refused before anything starts, by the parameter's name; one rank needs none.
+#[test]
+fn wrong_plans_are_refused_by_name() {
+    let run = Run::new(SMALL);
+    let family = Llama3::default()
+        .with_attention::<Forgotten>("forgotten")
+        .with_attention::<Doubled>("doubled")
+        .with_attention::<Halved>("halved")
+        .with_attention::<WindowAttention>("window");
+    let registry = registry().with(family);
+    let refused = |attention: &str, degree: &str, ranks: usize| {
+        let attention = format!("model.attention={attention}");
+        let words = [attention, format!("parallelism.{degree}={ranks}")];
+        let prepared = prepare(&run.path("run.yaml"), &words, &registry, Some(ranks));
+        prepared.map(|_| ()).expect_err("it is refused").to_string()
+    };
+    for (attention, message) in [
+        ("forgotten", "`layers.0.attention.wo.weight` is matched by no line of the model's plan"),
+        (
+            "doubled",
+            "`layers.0.attention.wo.weight` is matched by two lines of the model's plan: \
+             `layers.*.attention.w*.weight` and `layers.*.attention.wo.*`",
+        ),
+        ("halved", "`layers.0.attention.wo.weight` has 2 dims, and the model's plan splits dim 2"),
+        ("window", "`output.bias` of the attention does not depend on the heads"),
+    ] {
+        let found = refused(attention, "tensor_parallel_degree", 2);
+        assert!(found.contains(message), "{found}");
+        let words = [format!("model.attention={attention}")];
+        assert!(prepare(&run.path("run.yaml"), &words, &registry, Some(1)).is_ok());
+    }
+    let found = refused("fused", "tensor_parallel_degree", 8);
+    let message = "`layers.0.attention.wq.weight` has 4 heads, which cannot be split over 8 ranks";
+    assert!(found.contains(message), "{found}");
+    let found = refused("forgotten", "context_parallel_degree", 2);
+    assert!(found.contains("sees only the keys of its own rank"), "{found}");
 }
