@@ -188,9 +188,8 @@ impl Context {
         if let Some((shards, positions)) = &self.whole {
             let device = self.tokens.device();
             let rank = self.parallel.context.peers().rank();
-            let visible = self.shared(&memo, || {
-                Rc::new(Visible::new(shards.clone(), rank, positions, window, &device))
-            });
+            let visible = self
+                .shared(&memo, || Rc::new(Visible::new(*shards, rank, positions, window, &device)));
             return self.parallel.context.attention(query, key, value, &visible, scores);
         }
         let mask = self.shared(&memo, || {
