@@ -7,7 +7,7 @@ mod initial;
 mod tensor_plan;
 mod unit;
 
-pub use activations::{Activations, Workload};
+pub use activations::{Activations, Sharing, Workload};
 pub use context::{Context, HeadOutput, Parallel, Stream};
 pub use family::{FieldProblem, HfExtras, HfWeights, Model, ModelError, ModelFamily, Registry};
 pub use initial::{Initial, initial_values};

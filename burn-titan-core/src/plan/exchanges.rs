@@ -1,27 +1,16 @@
 //! What units exchange in the middle of their computation.
 
 use burn_titan_parallel::check::{Exchanges, Operation, Scope};
-use burn_titan_parallel::context_parallel::{ContextParallel, Method, SequenceShards, Transfer};
+use burn_titan_parallel::context_parallel::{ContextParallel, Method, Transfer};
 use burn_titan_parallel::host::{Element, Kind};
 use burn_titan_parallel::placement::shard_range;
 
-use crate::model::{Site, TensorRank};
+use crate::model::{Sharing, Site, Workload};
 
 /// What the first rank of `tp` and of `cp` exchanges, for each kind of site.
 pub(super) struct SiteExchanges {
-    pub(super) tensor: TensorRank,
-    /// Whether each rank of `tp` has the logits of a part of the vocabulary only.
-    pub(super) loss: bool,
-    pub(super) vocabulary: usize,
-    /// Chunks of what treats every token alone.
-    pub(super) chunks: usize,
+    pub(super) workload: Workload,
     pub(super) method: Method,
-    /// `None` where a rank has whole sequences.
-    pub(super) shards: Option<SequenceShards>,
-    /// Sequences of a micro-batch.
-    pub(super) batch: usize,
-    /// Tokens of a micro-batch on a rank of `cp`.
-    pub(super) tokens: usize,
     pub(super) compute: Element,
 }
 
@@ -39,7 +28,8 @@ impl SiteExchanges {
     }
 
     fn site(&self, site: &Site) -> Exchanges {
-        let stream = |dim: usize| (self.tokens * dim, self.own_tokens() * dim);
+        let (tokens, own) = (self.workload.tokens(), self.workload.stream_tokens());
+        let stream = |dim: usize| (tokens * dim, own * dim);
         match *site {
             Site::Enter { dim } => self.enter(stream(dim)),
             Site::Leave { dim } | Site::Embedding { dim } => self.leave(stream(dim)),
@@ -49,12 +39,8 @@ impl SiteExchanges {
         }
     }
 
-    /// Tokens of the first rank's share of the residual stream.
-    fn own_tokens(&self) -> usize {
-        match self.tensor.sequence {
-            true => shard_range(self.tokens, self.tensor.ranks, 0).len(),
-            false => self.tokens,
-        }
+    fn sharing(&self) -> &Sharing {
+        &self.workload.sharing
     }
 
     fn tensor(&self, kind: Kind, (count, own): (usize, usize), element: Element) -> Operation {
@@ -63,7 +49,7 @@ impl SiteExchanges {
 
     fn enter(&self, stream: (usize, usize)) -> Exchanges {
         let of = |kind| vec![self.tensor(kind, stream, self.compute)];
-        match self.tensor.sequence {
+        match self.sharing().tensor.sequence {
             true => Exchanges { forward: of(Kind::AllGather), backward: of(Kind::ReduceScatter) },
             false => Exchanges { forward: vec![], backward: of(Kind::AllReduce) },
         }
@@ -76,13 +62,15 @@ impl SiteExchanges {
 
     /// Every chunk enters, and every chunk leaves.
     fn by_token(&self, dim: usize) -> Exchanges {
-        let shares: Vec<usize> = match self.tensor.sequence {
-            true => (0..self.tensor.ranks)
-                .map(|rank| shard_range(self.tokens, self.tensor.ranks, rank).len())
+        let Sharing { tensor, chunks, .. } = *self.sharing();
+        let tokens = self.workload.tokens();
+        let shares: Vec<usize> = match tensor.sequence {
+            true => (0..tensor.ranks)
+                .map(|rank| shard_range(tokens, tensor.ranks, rank).len())
                 .collect(),
-            false => vec![self.tokens],
+            false => vec![tokens],
         };
-        let chunks = self.chunks.min(shares[0]).max(1);
+        let chunks = chunks.min(shares[0]).max(1);
         let streams = (0..chunks).map(|chunk| {
             let own: Vec<usize> =
                 shares.iter().map(|share| shard_range(*share, chunks, chunk).len() * dim).collect();
@@ -97,18 +85,20 @@ impl SiteExchanges {
     }
 
     fn output(&self, dim: usize, stream: (usize, usize)) -> Exchanges {
-        let ranks = self.tensor.ranks;
-        if self.loss {
+        let Sharing { tensor, loss, vocabulary, .. } = *self.sharing();
+        let ranks = tensor.ranks;
+        if loss {
             // Of each token, a log-sum-exp and a logit of every rank.
-            let statistics = (2 * self.tokens * ranks, 2 * self.tokens);
+            let tokens = self.workload.tokens();
+            let statistics = (2 * tokens * ranks, 2 * tokens);
             let mut all = self.enter(stream);
             all.forward.push(self.tensor(Kind::AllGather, statistics, Element::F32));
             return all;
         }
-        let words = shard_range(self.vocabulary, ranks, 0).len();
-        let weight = (dim * self.vocabulary, dim * words);
+        let words = shard_range(vocabulary, ranks, 0).len();
+        let weight = (dim * vocabulary, dim * words);
         let gather = self.tensor(Kind::AllGather, weight, self.compute);
-        match self.tensor.sequence {
+        match tensor.sequence {
             true => Exchanges {
                 forward: vec![gather, self.tensor(Kind::AllReduce, (1, 1), Element::F32)],
                 backward: vec![self.tensor(Kind::ReduceScatter, weight, self.compute)],
@@ -118,12 +108,12 @@ impl SiteExchanges {
     }
 
     fn attention(&self, key_heads: usize, head_dim: usize) -> Exchanges {
-        let Some(shards) = &self.shards else { return Exchanges::default() };
+        let Some(shards) = &self.sharing().sequences else { return Exchanges::default() };
         let exchanges = ContextParallel::exchanges(
             self.method,
             shards,
             0,
-            self.batch,
+            self.workload.batch,
             key_heads,
             head_dim,
             self.compute,

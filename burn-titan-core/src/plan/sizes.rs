@@ -1,14 +1,14 @@
 //! The sizes of what a step's actions handle, from a model's skeleton and a config.
 
 use burn_titan_parallel::check::{Quantized, Scope, Sizes, Tied, UnitSizes};
-use burn_titan_parallel::context_parallel::SequenceShards;
+use burn_titan_parallel::context_parallel::{Method, SequenceShards};
 use burn_titan_parallel::host::Element;
 use burn_titan_parallel::{Axis, Mesh};
 
 use super::exchanges::SiteExchanges;
 use crate::config::{ComputeDtype, Config, DeviceKind, OptimizerKind, ReduceDtype};
 use crate::executor::{BLOCK, Layout, LocalParameter, Sharding, UnitLayout};
-use crate::model::{Model, ParameterSpec, Workload};
+use crate::model::{Model, ParameterSpec, Sharing, Workload};
 use crate::optim::{OptimizerError, parameter_rules};
 use crate::trainer::{TrainError, compute_dtype, context_method, tensor_rank};
 
@@ -23,7 +23,7 @@ pub(super) fn sizes(
     let layout = Layout::new(model, Sharding { rank: 0, ranks: shards, tensor })?;
     let training = &config.training;
     let native = training.device == DeviceKind::Flex;
-    let context = mesh.degree(Axis::Context);
+    let (context, method) = (mesh.degree(Axis::Context), context_method(config));
     let sequences = (context > 1).then(|| SequenceShards::new(training.seq_len, context));
     let sequences = sequences.transpose()?;
     let seq = sequences.as_ref().map_or(training.seq_len, |shards| shards.length(0));
@@ -32,22 +32,20 @@ pub(super) fn sizes(
         seq,
         compute: compute_dtype(config.precision.compute),
         native,
+        sharing: Sharing {
+            tensor,
+            loss: config.parallelism.enable_loss_parallel,
+            vocabulary: model.vocab_size,
+            chunks: config.parallelism.async_tensor_parallel_chunks,
+            sequences,
+            gathers_keys: method == Method::AllGather,
+        },
     };
     let compute = match config.precision.compute {
         ComputeDtype::Float32 => Element::F32,
         ComputeDtype::Bfloat16 => Element::BF16,
     };
-    let exchanges = SiteExchanges {
-        tensor,
-        loss: config.parallelism.enable_loss_parallel,
-        vocabulary: model.vocab_size,
-        chunks: config.parallelism.async_tensor_parallel_chunks,
-        method: context_method(config),
-        shards: sequences,
-        batch: workload.batch,
-        tokens: workload.tokens(),
-        compute,
-    };
+    let exchanges = SiteExchanges { workload, method, compute };
     let shape = |name: &str| layout.parameter(name).cut.shape.clone();
     let mut not_counted = Vec::new();
     let units = model.units.iter().enumerate().map(|(number, unit)| {
@@ -102,8 +100,9 @@ pub(super) fn sizes(
         optimizer_state: optimizer.state,
         gathered_by_optimizer: optimizer.gathered,
         optimizer_working: optimizer.working,
-        // Token, target, first key and position, each of 32 bits.
-        micro_batch: 16 * workload.tokens() as u64,
+        // Token, target, first key and position, each of 32 bits; and the positions of whole sequences.
+        micro_batch: 16 * workload.tokens() as u64
+            + sequences.map_or(0, |shards| 4 * (workload.batch * shards.seq()) as u64),
     };
     Ok((sizes, not_counted))
 }

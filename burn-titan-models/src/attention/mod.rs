@@ -10,11 +10,10 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
 use burn_titan_core::model::{Activations, Context, Line, PlanError, Site, Split, Workload};
 use burn_titan_kernels::Scores;
-use burn_titan_kernels::attention::working_elements;
 
 use crate::linear::linear;
 use crate::rotary::Rotary;
-use crate::tape::{Tape, single};
+use crate::tape::{AttentionWidths, Tape, single};
 
 /// The sizes that a block gives its attention.
 #[derive(Debug, Clone, PartialEq)]
@@ -129,8 +128,8 @@ impl Attention for FusedAttention {
     fn activations(&self, workload: &Workload) -> Option<Activations> {
         let [dim, queries] = self.wq.weight.lazy_shape().dims();
         let [_, keys] = self.wk.weight.lazy_shape().dims();
-        let sizes = Sizes { dim, queries, keys, head_dim: self.rotary.head_dim };
-        Some(sizes.activations(workload))
+        let widths = AttentionWidths { queries, keys, head_dim: self.rotary.head_dim };
+        Some(Sizes { dim, widths }.activations(workload))
     }
 
     fn sites(&self) -> Option<Vec<Site>> {
@@ -140,89 +139,82 @@ impl Attention for FusedAttention {
     }
 }
 
-/// The widths of queries, and of keys and values.
+/// The width of the residual stream, and those of queries, keys and values.
 struct Sizes {
     dim: usize,
-    queries: usize,
-    keys: usize,
-    head_dim: usize,
+    widths: AttentionWidths,
 }
 
 impl Sizes {
     /// The graph keeps queries and keys after RoPE, the values, the output before `wo`, and each head's log-sum-exp.
     fn activations(&self, workload: &Workload) -> Activations {
         let tokens = workload.tokens();
-        let sums = tokens * (self.queries / self.head_dim);
         let output = workload.bytes(tokens * self.dim);
-        let graph = workload.bytes(2 * tokens * (self.queries + self.keys)) + single(sums);
         let kept = self.forward(workload, true);
         let plain = self.forward(workload, false);
-        // Angles of each token, where its first key is and where its last.
-        let shared = single(tokens * self.head_dim) + single(workload.seq);
+        let graph = kept.live() - output;
+        // Angles of each token; where its first key is and where its last, among the keys of each rank and of all.
+        let masks = match workload.sharing.context_ranks() {
+            1 => single(workload.seq),
+            ranks => 2 * (ranks as u64 + 1) * single(tokens),
+        };
         Activations {
             output,
             graph,
             forward: kept.most() - graph - output,
             plain_forward: plain.most() - output,
             backward: self.backward(workload, graph).most(),
-            shared,
+            shared: single(tokens * self.widths.head_dim) + masks,
         }
-    }
-
-    /// Elements of the native kernel's own memory, forward and backward.
-    fn working(&self, workload: &Workload) -> [u64; 2] {
-        if !workload.native {
-            return [0; 2];
-        }
-        let [heads, kv_heads] = [self.queries, self.keys].map(|width| width / self.head_dim);
-        let Workload { batch, seq, .. } = *workload;
-        working_elements(batch, heads, kv_heads, seq, self.head_dim).map(single)
     }
 
     fn forward(&self, workload: &Workload, keep: bool) -> Tape {
-        let Self { dim, head_dim, .. } = *self;
+        let Self { dim, widths } = self;
         let tokens = workload.tokens();
-        let (queries, keys) = (tokens * self.queries, tokens * self.keys);
+        let (queries, keys) = (tokens * widths.queries, tokens * widths.keys);
         let mut tape = Tape::new(workload);
-        tape.product(tokens, dim, self.queries);
-        tape.product(tokens, dim, self.keys);
-        tape.product(tokens, dim, self.keys);
+        tape.product(tokens, *dim, widths.queries);
+        tape.product(tokens, *dim, widths.keys);
+        tape.product(tokens, *dim, widths.keys);
         tape.kernel(queries, [queries]); // RoPE
         tape.free(queries);
         tape.kernel(keys, [keys]);
         tape.free(keys);
-        let [working, _] = self.working(workload);
-        tape.hold_bytes(single(queries / head_dim)); // the log-sum-exps
-        tape.pass_bytes(working + workload.bytes(queries) + tape.copy(queries));
-        tape.hold(queries); // the output
+        tape.attention(widths);
+        let copy = tape.attention_copy(widths);
+        tape.hold(copy); // tokens before heads
         if !keep {
-            tape.free(queries + 2 * keys);
-            tape.free_bytes(single(queries / head_dim));
+            tape.free(queries + 2 * keys + copy);
+            tape.free_bytes(single(queries / widths.head_dim));
         }
-        tape.product(tokens, self.queries, dim);
+        tape.product(tokens, widths.queries, *dim);
+        if !keep {
+            tape.free(queries);
+        }
         tape
     }
 
     fn backward(&self, workload: &Workload, graph: u64) -> Tape {
-        let Self { dim, .. } = *self;
+        let Self { dim, widths } = self;
         let tokens = workload.tokens();
-        let (queries, keys) = (tokens * self.queries, tokens * self.keys);
+        let (queries, keys) = (tokens * widths.queries, tokens * widths.keys);
         let mut tape = Tape::new(workload);
-        tape.product(tokens, dim, self.queries); // the gradient of the output before `wo`
-        tape.product(self.queries, tokens, dim); // and of `wo`
-        let [_, working] = self.working(workload);
-        let results = queries + 2 * keys;
-        tape.pass_bytes(working + workload.bytes(results) + tape.copy(results));
-        tape.hold(results);
+        tape.product(tokens, *dim, widths.queries); // the gradient of the output before `wo`
+        tape.product(widths.queries, tokens, *dim); // and of `wo`
+        tape.gradient_used(tokens * dim);
+        let copy = tape.attention_copy(widths);
+        tape.free(copy);
+        tape.attention_backward(widths);
         tape.free(queries);
         tape.free_bytes(graph);
+        tape.hold(copy); // it was of the graph
         tape.kernel(queries, [queries]); // RoPE
         tape.free(queries);
         tape.kernel(keys, [keys]);
         tape.free(keys);
-        for (count, width) in [self.queries, self.keys, self.keys].into_iter().enumerate() {
-            tape.product(tokens, width, dim); // the gradient of the input
-            tape.product(dim, tokens, width); // and of the weight
+        for (count, width) in [widths.queries, widths.keys, widths.keys].into_iter().enumerate() {
+            tape.product(tokens, width, *dim); // the gradient of the input
+            tape.product(*dim, tokens, width); // and of the weight
             tape.free(tokens * width);
             if count > 0 {
                 tape.free(tokens * dim); // added to the one before

@@ -15,7 +15,7 @@ use burn_titan_core::model::{
 };
 use burn_titan_kernels::swiglu;
 
-use super::activations::{self, BlockSizes};
+use super::activations::{self, BlockSizes, HeadSizes};
 use super::config::LlamaConfig;
 use crate::attention::{Attention, AttentionConfig};
 use crate::linear::linear;
@@ -108,8 +108,8 @@ impl UnitModule for Head {
     }
 
     fn activations(&self, workload: &Workload) -> Option<Activations> {
-        let [dim, vocab] = self.output.weight.lazy_shape().dims();
-        Some(activations::head(vocab, dim, false, workload))
+        let [dim, words] = self.output.weight.lazy_shape().dims();
+        Some(activations::head(&HeadSizes { words, dim, tied: false }, workload))
     }
 
     fn sites(&self) -> Option<Vec<Site>> {
@@ -132,8 +132,8 @@ impl UnitModule for TiedHead {
     }
 
     fn activations(&self, workload: &Workload) -> Option<Activations> {
-        let [vocab, dim] = self.tok_embeddings.weight.lazy_shape().dims();
-        Some(activations::head(vocab, dim, true, workload))
+        let [words, dim] = self.tok_embeddings.weight.lazy_shape().dims();
+        Some(activations::head(&HeadSizes { words, dim, tied: true }, workload))
     }
 
     fn sites(&self) -> Option<Vec<Site>> {

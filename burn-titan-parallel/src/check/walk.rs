@@ -128,7 +128,8 @@ impl<'a> Walk<'a> {
             Action::ReduceGradients { unit } => self.reduce(unit),
             Action::AllReduceGradients { unit } => self.all_reduce(unit),
             Action::AwaitGradients { unit } => self.reduced(unit),
-            Action::SumPartialGradients { .. } | Action::ClipGradientNorm => {}
+            Action::SumPartialGradients { unit } => self.sum_partial(unit),
+            Action::ClipGradientNorm => {}
             Action::OptimizerStep => {
                 let working = self.sizes.optimizer_working;
                 let _working = self.at_home(Memory { working, ..Memory::default() });
@@ -240,6 +241,17 @@ impl<'a> Walk<'a> {
         let gradients = 4 * elements as u64;
         let tensor = self.hold(Memory { gradients, ..Memory::default() });
         self.unreduced[unit] = Some((tensor, elements));
+    }
+
+    /// What is summed is packed beside the gradients, and they are then parts of the sum.
+    fn sum_partial(&mut self, unit: usize) {
+        for (scope, elements) in &self.unit(unit).partial {
+            let ranks = self.sizes.ranks(*scope);
+            let packed = bytes(*elements, self.sizes.reduce);
+            let _packed = self.hold(Memory { buckets: packed, ..Memory::default() });
+            let buckets = messages_in_flight(ranks, packed.div_ceil(ranks as u64));
+            drop(self.meter.hold(Memory { buckets, ..Memory::default() }, self.sizes.separate));
+        }
     }
 
     fn reduce(&mut self, unit: usize) {

@@ -1,5 +1,9 @@
 //! Counting what a module's operations hold, one after the other.
 
+mod attention;
+mod site;
+
+pub use attention::AttentionWidths;
 use burn_titan_core::model::Workload;
 
 /// Bytes that are alive while operations run, relative to where it began.
