@@ -8,6 +8,7 @@
 //! ones; [`host`] carries buffers of host memory between threads and processes, and [`mpi`] does so by MPI; [`communicator`] carries
 //! tensors; a [`World`] is all ranks of a run. What ranks do together inside a forward or a backward goes through
 //! [`Peers`]: [`tensor_parallel`], and [`context_parallel`], which is attention between ranks that share sequences.
+//! [`pipeline`] has the schedules of ranks that each own some stages of the model.
 
 pub mod check;
 pub mod communicator;
@@ -19,6 +20,7 @@ pub mod mesh;
 pub mod mpi;
 pub mod nccl;
 pub mod peers;
+pub mod pipeline;
 pub mod placement;
 pub mod program;
 pub mod step;
