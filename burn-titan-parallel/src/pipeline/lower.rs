@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use super::prove::{Fault, check_steps, prove};
+use super::fault::Fault;
+use super::prove::{check_steps, prove};
 use super::schedule::{Kind, Schedule, Step};
 use super::simulate::{Costs, StageCosts, run};
 
@@ -114,14 +115,6 @@ pub struct Lowered {
     pub micro_batches: usize,
     /// The operations of each rank, in order.
     pub operations: Vec<Vec<Operation>>,
-}
-
-impl Lowered {
-    /// Messages that `rank` sends in a training step.
-    pub fn sends(&self, rank: usize) -> usize {
-        let sends = self.operations[rank].iter();
-        sends.filter(|operation| matches!(operation, Operation::Send { .. })).count()
-    }
 }
 
 impl Schedule {

@@ -11,172 +11,10 @@
 //!    its end even if each send and each receive waits for its other side.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt;
 
-use thiserror::Error;
-
+use super::fault::{Fault, Reason, Waiting};
 use super::lower::{Lowered, Message, Operation};
 use super::schedule::{Kind, Schedule, Step};
-
-/// What is wrong with a schedule, and where.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("rank {rank}, {}: {reason}", place(*position, *operation))]
-pub struct Fault {
-    /// The rank.
-    pub rank: usize,
-    /// The position in its list, from 0; of its end if something is missing.
-    pub position: usize,
-    /// What is there.
-    pub operation: Option<Operation>,
-    /// What is wrong with it.
-    pub reason: Reason,
-}
-
-fn place(position: usize, operation: Option<Operation>) -> String {
-    match operation {
-        Some(operation) => format!("position {position}, {operation}"),
-        None => format!("at its end, position {position}"),
-    }
-}
-
-impl Fault {
-    /// Why ranks do not come to their ends, given what each of those waits for.
-    pub(super) fn stuck(waits: Vec<Waiting>) -> Option<Self> {
-        let first = waits.first()?;
-        // From rank to rank that it waits for: either round a ring, or to a rank that waits for nothing.
-        let mut chain: Vec<Waiting> = Vec::new();
-        let mut next = Some(first);
-        while let Some(waiting) = next {
-            if let Some(start) = chain.iter().position(|other| other.rank == waiting.rank) {
-                chain.drain(..start);
-                break;
-            }
-            chain.push(waiting.clone());
-            next = waits.iter().find(|other| other.rank == waiting.peer);
-        }
-        let first = chain.first()?.clone();
-        Some(Self {
-            rank: first.rank,
-            position: first.position,
-            operation: Some(first.operation),
-            reason: Reason::Stuck { chain },
-        })
-    }
-}
-
-/// A rank that cannot go on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Waiting {
-    /// The rank.
-    pub rank: usize,
-    /// The position in its list.
-    pub position: usize,
-    /// What it cannot do.
-    pub operation: Operation,
-    /// The rank that it waits for.
-    pub peer: usize,
-}
-
-impl fmt::Display for Waiting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rank, position, operation, peer } = self;
-        write!(f, "rank {rank} waits at position {position} ({operation}) for rank {peer}")
-    }
-}
-
-fn list(chain: &[Waiting]) -> String {
-    chain.iter().map(Waiting::to_string).collect::<Vec<_>>().join("; ")
-}
-
-/// What can be wrong.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum Reason {
-    /// A stage that is not there.
-    #[error("there are only the stages 0 to {}", stages - 1)]
-    NoSuchStage {
-        /// Stages of the model.
-        stages: usize,
-    },
-    /// A micro-batch that is not there.
-    #[error("there are only the micro-batches 0 to {}", micro_batches - 1)]
-    NoSuchMicroBatch {
-        /// Micro-batches of a training step.
-        micro_batches: usize,
-    },
-    /// A stage of another rank.
-    #[error("the stage belongs to rank {owner}")]
-    OtherOwner {
-        /// Its rank.
-        owner: usize,
-    },
-    /// Something is done again.
-    #[error("this was done at position {first} already")]
-    Again {
-        /// Where it was done.
-        first: usize,
-    },
-    /// A whole backward beside a split one.
-    #[error(
-        "the other way to run this backward stands at position {first}: it is whole, or split, not both"
-    )]
-    WholeAndSplit {
-        /// Where that is.
-        first: usize,
-    },
-    /// A step before one that it needs.
-    #[error("{needed} must come before it")]
-    TooEarly {
-        /// What it needs.
-        needed: Step,
-    },
-    /// Something is not done.
-    #[error("{missing} is missing")]
-    Missing {
-        /// What is missing.
-        missing: Step,
-    },
-    /// A step whose input is not there.
-    #[error("it needs {needed}, which was not received before")]
-    NotReceived {
-        /// What it needs.
-        needed: Message,
-    },
-    /// A step whose input another stage of the same rank has not made.
-    #[error("it needs {needed}, which was not made before")]
-    NotMade {
-        /// What it needs.
-        needed: Message,
-    },
-    /// A message that does not go from the rank that makes the value to the rank that needs it.
-    #[error("no such message goes this way: it is made and needed elsewhere, or on one rank")]
-    Astray,
-    /// A send without its receive.
-    #[error("rank {to} never receives it")]
-    NeverReceived {
-        /// The rank that should.
-        to: usize,
-    },
-    /// A receive without its send.
-    #[error("rank {from} never sends it")]
-    NeverSent {
-        /// The rank that should.
-        from: usize,
-    },
-    /// A receive that meets another send.
-    #[error("rank {from} sends {sent} at this point")]
-    OutOfOrder {
-        /// The rank that sends.
-        from: usize,
-        /// What it sends.
-        sent: Message,
-    },
-    /// Ranks that wait for ever.
-    #[error("no rank can go on: {}", list(chain))]
-    Stuck {
-        /// The ranks, each waiting for the next. The last waits for the first, or for a rank that has ended.
-        chain: Vec<Waiting>,
-    },
-}
 
 /// Proves `lowered`.
 ///
@@ -207,12 +45,15 @@ pub(super) fn check_steps(schedule: &Schedule) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The steps of one rank, and where they were seen.
+/// Where the steps of one stage and micro-batch were seen, in the order of [`Kind::ALL`].
+type Seen = [Option<usize>; Kind::ALL.len()];
+
+/// The steps of one rank.
 struct RankSteps<'a> {
     rank: usize,
     owner: &'a [usize],
     micro_batches: usize,
-    seen: HashMap<Step, usize>,
+    seen: HashMap<(usize, usize), Seen>,
 }
 
 impl<'a> RankSteps<'a> {
@@ -227,11 +68,16 @@ impl<'a> RankSteps<'a> {
     ) -> Result<(), Fault> {
         let rank = self.rank;
         for (position, step) in steps {
-            if let Some(reason) = self.refusal(step) {
+            let refusal = self.misplaced(step).or_else(|| {
+                let seen = self.seen.entry((step.stage, step.micro)).or_default();
+                let refusal = untimely(step, seen);
+                seen[step.kind as usize] = Some(position);
+                refusal
+            });
+            if let Some(reason) = refusal {
                 let operation = Some(Operation::Compute(step));
                 return Err(Fault { rank, position, operation, reason });
             }
-            self.seen.insert(step, position);
         }
         match self.missing() {
             Some(missing) => {
@@ -242,35 +88,15 @@ impl<'a> RankSteps<'a> {
         }
     }
 
-    fn refusal(&self, step: Step) -> Option<Reason> {
-        let stages = self.owner.len();
-        let Some(owner) = self.owner.get(step.stage).copied() else {
-            return Some(Reason::NoSuchStage { stages });
-        };
-        if step.micro >= self.micro_batches {
-            return Some(Reason::NoSuchMicroBatch { micro_batches: self.micro_batches });
-        }
-        if owner != self.rank {
-            return Some(Reason::OtherOwner { owner });
-        }
-        if let Some(first) = self.seen.get(&step).copied() {
-            return Some(Reason::Again { first });
-        }
-        let other = |kind| self.seen.get(&Step { kind, ..step }).copied();
-        let (needed, exclusive) = match step.kind {
-            Kind::Forward => return None,
-            Kind::Backward => {
-                let split = other(Kind::BackwardInput).or(other(Kind::BackwardWeight));
-                (Kind::Forward, split)
+    /// Why `step` is not one of this rank.
+    fn misplaced(&self, step: Step) -> Option<Reason> {
+        match self.owner.get(step.stage).copied() {
+            None => Some(Reason::NoSuchStage { stages: self.owner.len() }),
+            Some(_) if step.micro >= self.micro_batches => {
+                Some(Reason::NoSuchMicroBatch { micro_batches: self.micro_batches })
             }
-            Kind::BackwardInput => (Kind::Forward, other(Kind::Backward)),
-            Kind::BackwardWeight => (Kind::BackwardInput, other(Kind::Backward)),
-        };
-        if let Some(first) = exclusive {
-            return Some(Reason::WholeAndSplit { first });
+            Some(owner) => (owner != self.rank).then_some(Reason::OtherOwner { owner }),
         }
-        let needed = Step { kind: needed, ..step };
-        (!self.seen.contains_key(&needed)).then_some(Reason::TooEarly { needed })
     }
 
     fn missing(&self) -> Option<Step> {
@@ -278,19 +104,34 @@ impl<'a> RankSteps<'a> {
         let mut all =
             mine.flat_map(|stage| (0..self.micro_batches).map(move |micro| (stage, micro)));
         all.find_map(|(stage, micro)| {
-            let at = |kind| Step { kind, stage, micro };
-            let seen = |kind| self.seen.contains_key(&at(kind));
-            if !seen(Kind::Forward) {
-                Some(at(Kind::Forward))
-            } else if seen(Kind::Backward) || seen(Kind::BackwardWeight) {
-                None
-            } else if seen(Kind::BackwardInput) {
-                Some(at(Kind::BackwardWeight))
-            } else {
-                Some(at(Kind::Backward))
-            }
+            let kind = match self.seen.get(&(stage, micro)).copied().unwrap_or_default() {
+                [None, ..] => Kind::Forward,
+                [_, None, None, _] => Kind::Backward,
+                [_, None, _, None] => Kind::BackwardWeight,
+                _ => return None,
+            };
+            Some(Step { kind, stage, micro })
         })
     }
+}
+
+/// Why `step` cannot run after those that were seen.
+fn untimely(step: Step, seen: &Seen) -> Option<Reason> {
+    let [_, whole, input, weight] = *seen;
+    if let Some(first) = seen[step.kind as usize] {
+        return Some(Reason::Again { first });
+    }
+    let (needed, other) = match step.kind {
+        Kind::Forward => return None,
+        Kind::Backward => (Kind::Forward, input.or(weight)),
+        Kind::BackwardInput => (Kind::Forward, whole),
+        Kind::BackwardWeight => (Kind::BackwardInput, whole),
+    };
+    if let Some(first) = other {
+        return Some(Reason::WholeAndSplit { first });
+    }
+    let early = seen[needed as usize].is_none();
+    early.then_some(Reason::TooEarly { needed: Step { kind: needed, ..step } })
 }
 
 /// The second pass, of one rank.

@@ -122,6 +122,20 @@ impl Schedule {
     pub fn stages_of(&self, rank: usize) -> impl Iterator<Item = usize> + '_ {
         (0..self.stages()).filter(move |stage| self.owner[*stage] == rank)
     }
+
+    /// The same with whole backwards of the stages that `whole` names, for those whose backward cannot be split. Each
+    /// stands where its part for the input stood.
+    pub fn with_whole_backwards(mut self, whole: impl Fn(usize) -> bool) -> Self {
+        for steps in &mut self.steps {
+            steps.retain(|step| step.kind != Kind::BackwardWeight || !whole(step.stage));
+            for step in steps.iter_mut().filter(|step| whole(step.stage)) {
+                if step.kind == Kind::BackwardInput {
+                    step.kind = Kind::Backward;
+                }
+            }
+        }
+        self
+    }
 }
 
 impl fmt::Display for Schedule {
@@ -250,11 +264,6 @@ impl Family {
             Self::ZeroBubbleV | Self::DualPipeV => Some((2, "zb1p")),
             Self::Interleaved | Self::LoopedBreadthFirst | Self::ZeroBubble => None,
         }
-    }
-
-    /// Whether it splits backwards in two.
-    pub fn splits_backwards(self) -> bool {
-        matches!(self, Self::ZeroBubble | Self::ZeroBubbleV | Self::DualPipeV)
     }
 
     /// Its schedule.

@@ -5,8 +5,9 @@
 
 use thiserror::Error;
 
+use super::fault::{Fault, Waiting};
 use super::lower::{Message, Operation};
-use super::prove::{Fault, Waiting, check_steps};
+use super::prove::check_steps;
 use super::schedule::{Kind, Schedule, Step};
 
 /// The time that the steps of one stage take on one micro-batch, in any unit.

@@ -8,7 +8,7 @@ use super::{Family, Schedule, ScheduleError, Shape};
 ///
 /// From `m` = `2p - 1` on, every rank keeps at most `2p` activations of one stage, as much as those of `p`
 /// micro-batches, and where F = I = W no rank waits between its first step and its last: the bubble (p - 1)F is the
-/// way of the first micro-batch down to the last rank, and the way back of the last gradients. With fewer
+/// time until the first micro-batch comes down to the last rank, by which rank 0 ends earlier. With fewer
 /// micro-batches it is the schedule of `2p - 1` without the rest.
 ///
 /// # Errors

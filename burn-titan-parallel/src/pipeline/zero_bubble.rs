@@ -9,7 +9,8 @@ use super::{Family, Schedule, ScheduleError, Shape};
 /// Bubble Pipeline Parallelism"). With several stages per rank it is interleaved 1F1B split in the same way.
 ///
 /// The bubble is (p - 1)(F + I - W) of one stage for every `m` from `p` on, where F and I are no less than W. With 1
-/// stage per rank, every rank keeps the activations of at most `p` micro-batches.
+/// stage per rank, every rank keeps the activations of at most `p` micro-batches; with several, from `m` = `2p` on, rank
+/// `r` keeps `r` more than in interleaved 1F1B.
 ///
 /// # Errors
 /// Counts of zero or far too many.
