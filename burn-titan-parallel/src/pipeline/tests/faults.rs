@@ -112,6 +112,22 @@ fn of_messages() {
 }
 
 #[test]
+fn of_messages_sent_again_or_to_oneself() {
+    let mut broken = lowered();
+    let send = broken.operations[0][1];
+    broken.operations[0].push(send);
+    let fault = prove(&broken).unwrap_err();
+    assert_eq!((fault.rank, fault.position), (0, 8));
+    assert_eq!(fault.reason, Reason::Again { first: 1 });
+
+    let mut broken = zbv(shape(1, 2, 1)).unwrap().lower().unwrap();
+    let message = Message { value: Value::Activation, stage: 0, micro: 0 };
+    broken.operations[0].insert(1, Operation::Send { message, to: 0 });
+    let fault = prove(&broken).unwrap_err();
+    assert_eq!((fault.position, fault.reason), (1, Reason::Astray));
+}
+
+#[test]
 fn of_messages_in_another_order() {
     // The receives change places where both are there before they are needed.
     let schedule = read("0F0,0F1,0B0,0B1\n1F0,1F1,1B0,1B1");

@@ -25,6 +25,11 @@ fn no_messages_within_a_rank() {
     // Down to the last rank and back, and the same for gradients.
     let ways: Vec<(usize, usize)> = line.transfers.iter().map(|t| (t.from, t.to)).collect();
     assert_eq!(ways, [(0, 1), (1, 0), (0, 1), (1, 0)]);
+    let slow = Costs::new(vec![StageCosts::UNIT; 4], 10.0).unwrap();
+    let slow = simulate(&zbv(shape(2, 2, 1)).unwrap(), &slow).unwrap();
+    // One after the other: four messages, not six, four forwards, four backwards for inputs, and those for the weights
+    // of stages 2 and 0.
+    assert_eq!(slow.makespan(), 4.0 * 10.0 + 10.0);
     let alone = super::line(&interleaved(shape(1, 3, 2)).unwrap(), StageCosts::UNIT);
     assert_eq!(alone.transfers, []);
 }
