@@ -49,6 +49,9 @@ pub enum Command {
         /// Print JSON: bytes and counts, unrounded
         #[arg(long)]
         json: bool,
+        /// Draw the time line of the pipeline into this file
+        #[arg(long, value_name = "FILE")]
+        svg: Option<PathBuf>,
     },
     /// Continue a prompt
     Generate(GenerateArguments),

@@ -1,9 +1,10 @@
 //! `plan`: the numbers of [`burn_titan_core::plan`] as text or JSON.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use burn_titan_core::model::Registry;
-use burn_titan_core::plan::{Plan, fewest_ranks, plan};
+use burn_titan_core::plan::{PipelinePlan, Plan, StagePlan, fewest_ranks, plan};
 use burn_titan_core::trainer::{TrainError, prepare};
 
 use crate::arguments::ConfigArguments;
@@ -15,15 +16,29 @@ pub fn print(
     arguments: &ConfigArguments,
     ranks: Option<usize>,
     json: bool,
+    svg: Option<&Path>,
 ) -> Result<(), TrainError> {
     let prepared = prepare(&arguments.config, &arguments.overrides, registry, ranks)?;
     let ranks = ranks.unwrap_or_else(|| fewest_ranks(&prepared.config));
     let plan = plan(&prepared, ranks)?;
+    if let Some(path) = svg {
+        draw(&plan, path)?;
+    }
     if json {
         let value = serde_json::to_value(&plan).unwrap_or_default();
         return output::line(&format!("{value:#}"));
     }
     output::write(&text(&plan))
+}
+
+/// Writes the picture of the pipeline's time line.
+fn draw(plan: &Plan, path: &Path) -> Result<(), TrainError> {
+    let failed = |cause: String| TrainError::File { path: path.display().to_string(), cause };
+    let Some(pipeline) = &plan.pipeline else {
+        let cause = "there is no pipeline to draw: parallelism.pipeline_parallel_degree is 1";
+        return Err(failed(cause.into()));
+    };
+    std::fs::write(path, &pipeline.svg).map_err(|error| failed(error.to_string()))
 }
 
 fn text(plan: &Plan) -> String {
@@ -34,7 +49,7 @@ fn text(plan: &Plan) -> String {
 }
 
 fn write_plan(out: &mut String, plan: &Plan) -> std::fmt::Result {
-    let Plan { model, ranks, mesh, step, memory, sent } = plan;
+    let Plan { model, ranks, mesh, step, memory, sent, pipeline } = plan;
     writeln!(
         out,
         "{} {}: {} parameters in {} units, on {}\n",
@@ -101,7 +116,22 @@ fn write_plan(out: &mut String, plan: &Plan) -> std::fmt::Result {
         let (axis, sent) = (&along.axis, bytes(along.bytes));
         writeln!(out, "{axis:<14}{:>8}{:>14}{sent:>14}", along.ranks, along.operations)?;
     }
-    Ok(())
+    pipeline.as_ref().map_or(Ok(()), |pipeline| write_pipeline(out, pipeline))
+}
+
+fn write_pipeline(out: &mut String, pipeline: &PipelinePlan) -> std::fmt::Result {
+    let PipelinePlan { schedule, stages, drawing, .. } = pipeline;
+    writeln!(out, "\npipeline {schedule}: {}", counted(stages.len(), "stage"))?;
+    for (number, stage) in stages.iter().enumerate() {
+        let StagePlan { rank, first, last, work } = stage;
+        let units = if first == last { first.clone() } else { format!("{first} to {last}") };
+        writeln!(
+            out,
+            "stage {number:<3} rank {rank:<3} {:>5.1}% of the work   {units}",
+            100.0 * work
+        )?;
+    }
+    write!(out, "{drawing}")
 }
 
 /// A count with its noun.

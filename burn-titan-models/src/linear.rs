@@ -9,5 +9,6 @@ use burn::tensor::Tensor;
 pub fn linear(x: Tensor<3>, weight: Tensor<2>) -> Tensor<3> {
     let [batch, seq, inputs] = x.dims();
     let [_, outputs] = weight.dims();
-    x.reshape([batch * seq, inputs]).matmul(weight).reshape([batch, seq, outputs])
+    burn_titan_kernels::linear(x.reshape([batch * seq, inputs]), weight)
+        .reshape([batch, seq, outputs])
 }

@@ -36,6 +36,54 @@ pub enum Action {
         /// What is kept.
         keep: Keep,
     },
+    /// As [`Action::Backward`], but for what the gradients of the weights can wait with: only what the unit before
+    /// needs. Where a module cannot tell them apart, everything is done here.
+    BackwardInput {
+        /// The unit.
+        unit: usize,
+        /// The micro-batch.
+        micro: usize,
+    },
+    /// The rest of [`Action::BackwardInput`].
+    BackwardWeight {
+        /// The unit.
+        unit: usize,
+        /// The micro-batch.
+        micro: usize,
+    },
+    /// Begins to send the unit's output to the rank that has the unit after it.
+    SendActivation {
+        /// The unit.
+        unit: usize,
+        /// The micro-batch.
+        micro: usize,
+    },
+    /// Waits for the output of a unit from the rank that has it.
+    ReceiveActivation {
+        /// The unit, which another rank has.
+        unit: usize,
+        /// The micro-batch.
+        micro: usize,
+    },
+    /// Begins to send the gradient of a unit's output, which the unit after it has computed, to the rank that has it.
+    SendGradient {
+        /// The unit, which another rank has.
+        unit: usize,
+        /// The micro-batch.
+        micro: usize,
+    },
+    /// Waits for the gradient of the unit's output from the rank that has the unit after it.
+    ReceiveGradient {
+        /// The unit.
+        unit: usize,
+        /// The micro-batch.
+        micro: usize,
+    },
+    /// Sums the gradients of those of the unit's parameters that a unit on another stage has too, over the two.
+    SumTiedGradients {
+        /// The unit.
+        unit: usize,
+    },
     /// Frees the unit's full parameters.
     Reshard {
         /// The unit.
@@ -86,11 +134,35 @@ impl Action {
             | Self::Forward { unit, .. }
             | Self::Reshard { unit }
             | Self::Backward { unit, .. }
+            | Self::BackwardInput { unit, .. }
+            | Self::BackwardWeight { unit, .. }
+            | Self::SendActivation { unit, .. }
+            | Self::ReceiveActivation { unit, .. }
+            | Self::SendGradient { unit, .. }
+            | Self::ReceiveGradient { unit, .. }
+            | Self::SumTiedGradients { unit }
             | Self::SumPartialGradients { unit }
             | Self::ReduceGradients { unit }
             | Self::AllReduceGradients { unit }
             | Self::AwaitGradients { unit } => Some(unit),
             Self::ClipGradientNorm | Self::OptimizerStep => None,
+        }
+    }
+}
+
+impl Action {
+    /// The micro-batch that it is about.
+    pub fn micro(&self) -> Option<usize> {
+        match *self {
+            Self::Forward { micro, .. }
+            | Self::Backward { micro, .. }
+            | Self::BackwardInput { micro, .. }
+            | Self::BackwardWeight { micro, .. }
+            | Self::SendActivation { micro, .. }
+            | Self::ReceiveActivation { micro, .. }
+            | Self::SendGradient { micro, .. }
+            | Self::ReceiveGradient { micro, .. } => Some(micro),
+            _ => None,
         }
     }
 }
@@ -103,6 +175,15 @@ impl fmt::Display for Action {
             Self::Forward { unit, micro, keep } => write!(f, "Forward({unit}, {micro}, {keep:?})"),
             Self::Reshard { unit } => write!(f, "Reshard({unit})"),
             Self::Backward { unit, micro } => write!(f, "Backward({unit}, {micro})"),
+            Self::BackwardInput { unit, micro } => write!(f, "BackwardInput({unit}, {micro})"),
+            Self::BackwardWeight { unit, micro } => write!(f, "BackwardWeight({unit}, {micro})"),
+            Self::SendActivation { unit, micro } => write!(f, "SendActivation({unit}, {micro})"),
+            Self::ReceiveActivation { unit, micro } => {
+                write!(f, "ReceiveActivation({unit}, {micro})")
+            }
+            Self::SendGradient { unit, micro } => write!(f, "SendGradient({unit}, {micro})"),
+            Self::ReceiveGradient { unit, micro } => write!(f, "ReceiveGradient({unit}, {micro})"),
+            Self::SumTiedGradients { unit } => write!(f, "SumTiedGradients({unit})"),
             Self::SumPartialGradients { unit } => write!(f, "SumPartialGradients({unit})"),
             Self::ReduceGradients { unit } => write!(f, "ReduceGradients({unit})"),
             Self::AllReduceGradients { unit } => write!(f, "AllReduceGradients({unit})"),
@@ -118,6 +199,8 @@ impl fmt::Display for Action {
 pub struct Program {
     /// Units of the model.
     pub units: usize,
+    /// Which of them the rank has.
+    pub owned: Vec<bool>,
     /// Micro-batches of the step.
     pub micro_batches: usize,
     /// What is done, in order.

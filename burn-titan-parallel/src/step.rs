@@ -13,6 +13,10 @@
 //! HSDP is any of them with copies: what was reduced over the ranks that share the parameters is summed over
 //! the copies of the model.
 
+mod pipeline;
+
+pub use pipeline::{Pipeline, pipelined};
+
 use crate::program::{Action, Keep, Program};
 
 /// How a training step is spread over data-parallel ranks.
@@ -52,8 +56,20 @@ impl Default for Strategy {
 /// parameters are gathered while a unit computes, and a unit's gradients are reduced while the unit before it
 /// runs its backward.
 pub fn training(units: usize, strategy: &Strategy) -> Program {
-    let visits: Vec<Visit> =
-        (0..strategy.micro_batches).flat_map(|micro| visits(units, micro, strategy)).collect();
+    let visits = (0..strategy.micro_batches).flat_map(|micro| visits(units, micro, strategy));
+    write(vec![true; units], visits.collect(), vec![], &[], strategy)
+}
+
+/// Writes the program of these visits in this order, and of `last`, what is to be sent after them. The gradients of
+/// `tied` units are reduced at the end, for another stage has a part in them.
+fn write(
+    owned: Vec<bool>,
+    visits: Vec<Visit>,
+    last: Vec<Action>,
+    tied: &[usize],
+    strategy: &Strategy,
+) -> Program {
+    let units = owned.len();
     let mut writer = Writer {
         parameters: vec![Parameters::Sharded; units],
         in_flight: Vec::new(),
@@ -62,55 +78,85 @@ pub fn training(units: usize, strategy: &Strategy) -> Program {
         split: strategy.split,
     };
     for (i, visit) in visits.iter().enumerate() {
-        let rest = &visits[i + 1..];
-        writer.gather(visit.unit);
-        if let Some(next) = rest.first() {
-            writer.gather(next.unit);
-        }
-        writer.unshard(visit.unit);
-        writer.actions.extend(&visit.compute);
-        let stays = if strategy.reshard_after_forward {
-            rest.first().is_some_and(|next| next.unit == visit.unit)
+        let mut rest = visits[i + 1..].iter().filter(|later| later.needs_parameters);
+        writer.actions.extend(&visit.messages);
+        if visit.needs_parameters {
+            let next = rest.next().map(|next| next.unit);
+            writer.gather(visit.unit);
+            if let Some(next) = next {
+                writer.gather(next);
+            }
+            writer.unshard(visit.unit);
+            writer.actions.extend(&visit.compute);
+            let stays = next == Some(visit.unit)
+                || (!strategy.reshard_after_forward && rest.any(|later| later.unit == visit.unit));
+            if !stays {
+                writer.reshard(visit.unit);
+            }
         } else {
-            rest.iter().any(|later| later.unit == visit.unit)
-        };
-        if !stays {
-            writer.reshard(visit.unit);
+            writer.actions.extend(&visit.compute);
         }
-        if visit.reduce {
+        if visit.reduce && !tied.contains(&visit.unit) {
             writer.reduce(visit.unit);
         }
     }
+    writer.actions.extend(last);
+    for unit in tied {
+        writer.actions.push(Action::SumTiedGradients { unit: *unit });
+        writer.reduce(*unit);
+    }
     writer.finish();
     writer.actions.extend([Action::ClipGradientNorm, Action::OptimizerStep]);
-    Program { units, micro_batches: strategy.micro_batches, actions: writer.actions }
+    Program { units, owned, micro_batches: strategy.micro_batches, actions: writer.actions }
 }
 
 /// A forward of one micro-batch through all units, for validation and inference.
 pub fn inference(units: usize) -> Program {
+    inference_of(&vec![true; units])
+}
+
+/// As [`inference`], of the units that a rank has: the others' outputs come from other ranks.
+pub fn inference_of(owned: &[bool]) -> Program {
     let mut actions = Vec::new();
-    for unit in 0..units {
-        if unit == 0 {
+    let own: Vec<usize> = (0..owned.len()).filter(|unit| owned[*unit]).collect();
+    for (i, unit) in own.iter().copied().enumerate() {
+        if i == 0 {
             actions.push(Action::Gather { unit });
         }
-        if unit + 1 < units {
-            actions.push(Action::Gather { unit: unit + 1 });
+        if let Some(next) = own.get(i + 1) {
+            actions.push(Action::Gather { unit: *next });
+        }
+        if unit > 0 && !owned[unit - 1] {
+            actions.push(Action::ReceiveActivation { unit: unit - 1, micro: 0 });
         }
         actions.extend([
             Action::Unshard { unit },
             Action::Forward { unit, micro: 0, keep: Keep::Nothing },
             Action::Reshard { unit },
         ]);
+        if owned.get(unit + 1) == Some(&false) {
+            actions.push(Action::SendActivation { unit, micro: 0 });
+        }
     }
-    Program { units, micro_batches: 1, actions }
+    Program { units: owned.len(), owned: owned.to_vec(), micro_batches: 1, actions }
 }
 
 /// What is computed on a unit while its parameters are there.
 struct Visit {
+    /// What is sent and received before.
+    messages: Vec<Action>,
     unit: usize,
     compute: Vec<Action>,
+    /// Whether the unit's full parameters must be there.
+    needs_parameters: bool,
     /// Whether its gradients are reduced afterwards.
     reduce: bool,
+}
+
+impl Visit {
+    fn new(unit: usize, compute: Vec<Action>) -> Self {
+        Self { messages: vec![], unit, compute, needs_parameters: true, reduce: false }
+    }
 }
 
 /// One micro-batch: forward through all units and backward again.
@@ -118,14 +164,14 @@ fn visits(units: usize, micro: usize, strategy: &Strategy) -> Vec<Visit> {
     let recomputes = |unit: usize| strategy.recompute && unit + 1 < units;
     let forward = (0..units).map(|unit| {
         let keep = if recomputes(unit) { Keep::Input } else { Keep::Graph };
-        Visit { unit, compute: vec![Action::Forward { unit, micro, keep }], reduce: false }
+        Visit::new(unit, vec![Action::Forward { unit, micro, keep }])
     });
     let reduce = strategy.reduce_every_micro_batch || micro + 1 == strategy.micro_batches;
     let backward = (0..units).rev().map(|unit| {
         let again = Action::Forward { unit, micro, keep: Keep::Graph };
         let mut compute = if recomputes(unit) { vec![again] } else { vec![] };
         compute.push(Action::Backward { unit, micro });
-        Visit { unit, compute, reduce }
+        Visit { reduce, ..Visit::new(unit, compute) }
     });
     forward.chain(backward).collect()
 }

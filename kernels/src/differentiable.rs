@@ -20,6 +20,10 @@ use crate::autodiff::fused_op;
 pub type Backward<const N: usize, const D: usize, const E: usize> =
     Box<dyn FnOnce(Tensor<E>) -> [Tensor<D>; N] + Send>;
 
+/// As [`Backward`], with no gradient for an input that gets none, or not yet.
+pub(crate) type PartialBackward<const N: usize, const D: usize, const E: usize> =
+    Box<dyn FnOnce(Tensor<E>) -> [Option<Tensor<D>>; N] + Send>;
+
 /// Calls `forward`, and registers the backward that it returns with autodiff.
 ///
 /// `forward` sees plain tensors and returns a plain one, in the order of `inputs`; so does its backward, which gives a
@@ -33,6 +37,17 @@ pub type Backward<const N: usize, const D: usize, const E: usize> =
 pub fn differentiable<const N: usize, const D: usize, const E: usize>(
     inputs: [Tensor<D>; N],
     forward: impl FnOnce([Tensor<D>; N]) -> (Tensor<E>, Backward<N, D, E>),
+) -> Tensor<E> {
+    partly_differentiable(inputs, |inputs| {
+        let (output, backward) = forward(inputs);
+        (output, Box::new(|gradient| backward(gradient).map(Some)))
+    })
+}
+
+/// As [`differentiable`], where an input may get no gradient.
+pub(crate) fn partly_differentiable<const N: usize, const D: usize, const E: usize>(
+    inputs: [Tensor<D>; N],
+    forward: impl FnOnce([Tensor<D>; N]) -> (Tensor<E>, PartialBackward<N, D, E>),
 ) -> Tensor<E> {
     let Some(tracked) = inputs.iter().find(|input| input.is_tracked()) else {
         let autodiff = inputs.iter().any(Tensor::is_autodiff);
@@ -52,7 +67,7 @@ pub fn differentiable<const N: usize, const D: usize, const E: usize>(
 
 fn on_backend<B, const N: usize, const D: usize, const E: usize>(
     inputs: [Tensor<D>; N],
-    forward: impl FnOnce([Tensor<D>; N]) -> (Tensor<E>, Backward<N, D, E>),
+    forward: impl FnOnce([Tensor<D>; N]) -> (Tensor<E>, PartialBackward<N, D, E>),
 ) -> Tensor<E>
 where
     B: Backend,
@@ -70,7 +85,8 @@ where
             let gradients = saved.run(Tensor::from_primitive::<B>(gradient));
             let mut needed = needed.into_iter();
             gradients.map(|gradient| {
-                needed.next().unwrap_or(false).then(|| primitive::<B, D>(gradient.inner()))
+                let needed = needed.next().unwrap_or(false);
+                gradient.filter(|_| needed).map(|gradient| primitive::<B, D>(gradient.inner()))
             })
         },
     );
@@ -89,18 +105,21 @@ where
 /// A backward and the shapes of its inputs. Autodiff asks for states that can be cloned, though it runs them once.
 struct Saved<const N: usize, const D: usize, const E: usize> {
     shapes: [[usize; D]; N],
-    backward: Arc<Mutex<Option<Backward<N, D, E>>>>,
+    backward: Arc<Mutex<Option<PartialBackward<N, D, E>>>>,
 }
 
 impl<const N: usize, const D: usize, const E: usize> Saved<N, D, E> {
-    fn new(shapes: [[usize; D]; N], backward: Backward<N, D, E>) -> Self {
+    fn new(shapes: [[usize; D]; N], backward: PartialBackward<N, D, E>) -> Self {
         Self { shapes, backward: Arc::new(Mutex::new(Some(backward))) }
     }
 
-    fn run(self, gradient: Tensor<E>) -> [Tensor<D>; N] {
+    fn run(self, gradient: Tensor<E>) -> [Option<Tensor<D>>; N] {
         let backward = self.backward.lock().unwrap_or_else(PoisonError::into_inner).take();
         let gradients = backward.expect("a graph runs backward once")(gradient);
-        assert_eq!(gradients.each_ref().map(Tensor::dims), self.shapes, "gradients as inputs");
+        for (gradient, shape) in gradients.iter().zip(self.shapes) {
+            let dims = gradient.as_ref().map_or(shape, Tensor::dims);
+            assert_eq!(dims, shape, "gradients as inputs");
+        }
         gradients
     }
 }

@@ -61,6 +61,7 @@ fn toy() -> Model {
         units: vec![ModuleUnit::boxed("toy", "", module)],
         vocab_size: 1,
         max_seq_len: 1,
+        dim: 1,
         attention_width: 0,
         initial: Box::new(|_| Initial::Zeros),
         embedding: "",

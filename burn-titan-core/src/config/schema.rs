@@ -10,6 +10,7 @@ mod optimizer;
 use std::path::PathBuf;
 
 use burn_titan_parallel::Degrees;
+use burn_titan_parallel::pipeline::Family;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -235,9 +236,16 @@ pub struct ParallelismConfig {
     /// Ranks that share each matrix product.
     #[schemars(range(min = 1))]
     pub tensor_parallel_degree: i64,
-    /// Pipeline stages.
+    /// Ranks of the pipeline, each of which has some of the units.
     #[schemars(range(min = 1))]
     pub pipeline_parallel_degree: i64,
+    /// The order in which the ranks of the pipeline compute; see `docs/pipeline.md`.
+    pub pipeline_parallel_schedule: PipelineSchedule,
+    /// Stages that each rank of the pipeline has. Default: 2 where the schedule is for several, else 1.
+    #[schemars(range(min = 1, max = 64))]
+    pub pipeline_parallel_stages_per_rank: Option<usize>,
+    /// The units that begin the stages, but for the first, as in `[layers.2, layers.4]`; none for stages of equal cost.
+    pub pipeline_parallel_first_units: Vec<String>,
     /// Ranks that share each sequence.
     #[schemars(range(min = 1))]
     pub context_parallel_degree: i64,
@@ -261,6 +269,48 @@ pub struct ParallelismConfig {
     pub async_tensor_parallel_chunks: usize,
     /// How the ranks that share each sequence exchange keys and values.
     pub context_parallel_method: ContextParallelMethod,
+}
+
+/// A schedule of pipeline parallelism.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PipelineSchedule {
+    /// All forwards, then all backwards (Huang et al., 2019).
+    #[serde(rename = "gpipe")]
+    GPipe,
+    /// One forward, one backward (Narayanan et al., 2019).
+    #[default]
+    #[serde(rename = "1f1b")]
+    OneForwardOneBackward,
+    /// The same with several stages a rank (Narayanan et al., 2021).
+    #[serde(rename = "interleaved_1f1b")]
+    Interleaved,
+    /// Stage by stage (Lamy-Poirier, 2023).
+    #[serde(rename = "looped_bfs")]
+    LoopedBreadthFirst,
+    /// The gradients of weights fill the bubble (Qi et al., 2023).
+    #[serde(rename = "zb1p")]
+    ZeroBubble,
+    /// The same with two stages a rank, as a V (Qi et al., 2024).
+    #[serde(rename = "zbv")]
+    ZeroBubbleV,
+    /// Forwards beside backwards, two stages a rank, as a V (DeepSeek-AI, 2024).
+    #[serde(rename = "dualpipev")]
+    DualPipeV,
+}
+
+impl PipelineSchedule {
+    /// The schedule.
+    pub fn family(self) -> Family {
+        match self {
+            Self::GPipe => Family::GPipe,
+            Self::OneForwardOneBackward => Family::OneForwardOneBackward,
+            Self::Interleaved => Family::Interleaved,
+            Self::LoopedBreadthFirst => Family::LoopedBreadthFirst,
+            Self::ZeroBubble => Family::ZeroBubble,
+            Self::ZeroBubbleV => Family::ZeroBubbleV,
+            Self::DualPipeV => Family::DualPipeV,
+        }
+    }
 }
 
 /// How ranks that share a sequence exchange keys and values.
@@ -297,6 +347,9 @@ impl Default for ParallelismConfig {
             data_parallel_shard_degree: -1,
             tensor_parallel_degree: 1,
             pipeline_parallel_degree: 1,
+            pipeline_parallel_schedule: PipelineSchedule::default(),
+            pipeline_parallel_stages_per_rank: None,
+            pipeline_parallel_first_units: vec![],
             context_parallel_degree: 1,
             expert_parallel_degree: 1,
             fsdp_reshard_after_forward: ReshardAfterForward::default(),
@@ -310,6 +363,14 @@ impl Default for ParallelismConfig {
 }
 
 impl ParallelismConfig {
+    /// Stages that each rank of the pipeline has.
+    pub fn pipeline_stages_per_rank(&self) -> usize {
+        let family = self.pipeline_parallel_schedule.family();
+        let looped = matches!(family, Family::Interleaved | Family::LoopedBreadthFirst);
+        let usual = family.stages_per_rank().map_or(if looped { 2 } else { 1 }, |(each, _)| each);
+        self.pipeline_parallel_stages_per_rank.unwrap_or(usual)
+    }
+
     /// The degrees of the mesh.
     pub fn degrees(&self) -> Degrees {
         Degrees {

@@ -9,6 +9,7 @@ use burn_titan_parallel::{CommError, Work};
 
 use super::layout::{LocalParameter, UnitLayout};
 use super::{GradientStore, Machine, ParameterStore};
+use crate::model::Context;
 
 /// Elements that share a scale where they travel as int8.
 pub(crate) const BLOCK: usize = 256;
@@ -122,6 +123,39 @@ impl Machine<'_> {
             for (local, sum) in locals.iter().zip(unpack(sum, &lengths, DType::F32)) {
                 full.put(&local.spec.name, sum);
             }
+        }
+        Ok(())
+    }
+
+    /// Begins to send hidden states, or their gradient, to the rank that has a unit.
+    pub(super) fn send(&self, hidden: Tensor<3>, unit: usize) -> Work<()> {
+        let elements = hidden.shape().num_elements();
+        let stage = self.groups.stage(unit);
+        self.groups.pipeline.send(hidden.reshape([elements]).into(), stage)
+    }
+
+    /// Waits for hidden states, or their gradient, from the rank that has a unit.
+    pub(super) fn receive(&self, context: &Context, unit: usize) -> Result<Tensor<3>, CommError> {
+        let shape = context.stream_shape(self.width);
+        let elements: usize = shape.iter().product();
+        let like = Tensor::<1>::empty([elements], (self.device, self.compute));
+        let received = self.groups.pipeline.receive(like.into(), self.groups.stage(unit));
+        Ok(received.wait()?.float().reshape(shape))
+    }
+
+    /// Sums the gradients of those of a unit's parameters that a unit of another stage has too, over the two stages.
+    pub(super) fn sum_tied(
+        &self,
+        unit: usize,
+        parameters: &ParameterStore,
+        full: &mut GradientStore,
+    ) -> Result<(), CommError> {
+        let owned = parameters.layout().unit(unit).owned.iter();
+        for local in owned.filter(|local| local.apart) {
+            let gradient = self.or_zeros(full.take(&local.spec.name), local);
+            let gradient = pack(&[gradient], self.reduce, local.elements());
+            let sum = self.groups.tied.all_reduce_sum(gradient).wait()?;
+            full.put(&local.spec.name, sum.cast(DType::F32));
         }
         Ok(())
     }

@@ -28,6 +28,12 @@ pub struct Groups {
     pub context: Peers,
     /// How modules use these two.
     pub parallel: Parallel,
+    /// The ranks that have other stages of the pipeline, by their places there.
+    pub pipeline: Box<dyn Communicator>,
+    /// The two of them that have a parameter together.
+    pub tied: Box<dyn Communicator>,
+    /// The place on `pp` of the rank that has each unit; none where every rank has all.
+    stages: Vec<usize>,
     /// Those of `tp` that hold the same part of a parameter, by their places there, where these are some, but not
     /// all of them.
     pub holders: Vec<(Range<usize>, Box<dyn Communicator>)>,
@@ -52,6 +58,10 @@ pub struct ModelSplit {
     pub chunks: usize,
     /// How the ranks of `cp` exchange keys and values.
     pub context: Method,
+    /// The place on `pp` of the rank that has each unit; none where every rank has all.
+    pub stages: Vec<usize>,
+    /// The two places on `pp` that have a parameter together.
+    pub tied: Option<[usize; 2]>,
 }
 
 impl Default for ModelSplit {
@@ -64,6 +74,8 @@ impl Default for ModelSplit {
             vocabulary: 0,
             chunks: 1,
             context: Method::Ring,
+            stages: vec![],
+            tied: None,
         }
     }
 }
@@ -82,15 +94,23 @@ pub struct Roles {
 }
 
 impl Roles {
-    fn new(rank: usize, mesh: &Mesh) -> Self {
+    /// `last` is the place on `pp` that has the last unit.
+    fn new(rank: usize, mesh: &Mesh, last: usize) -> Self {
         let first = |rank, axis| mesh.coordinate(rank, axis) == 0;
         let ranks = || 0..mesh.world_size();
         Self {
             rank,
             data: ranks().map(|rank| mesh.data_rank(rank)).collect(),
-            loss: ranks().map(|rank| first(rank, Axis::Tensor)).collect(),
+            loss: ranks()
+                .map(|rank| {
+                    first(rank, Axis::Tensor) && mesh.coordinate(rank, Axis::Pipeline) == last
+                })
+                .collect(),
             samples: ranks()
-                .map(|rank| first(rank, Axis::Tensor) && first(rank, Axis::Context))
+                .map(|rank| {
+                    let axes = [Axis::Tensor, Axis::Context, Axis::Pipeline];
+                    axes.into_iter().all(|axis| first(rank, axis))
+                })
                 .collect(),
         }
     }
@@ -138,6 +158,9 @@ impl Groups {
             tensor: Peers::alone(),
             context: Peers::alone(),
             parallel: Parallel::alone(),
+            pipeline: one(),
+            tied: one(),
+            stages: vec![],
             holders: vec![],
             roles,
             trace: Trace::default(),
@@ -160,6 +183,14 @@ impl Groups {
         });
         let tensor = Peers::new(along("tp", &[Axis::Tensor])?);
         let context = Peers::new(along("cp", &[Axis::Context])?);
+        let stages = mesh.group(world.rank(), Axis::Pipeline);
+        let here = mesh.coordinate(world.rank(), Axis::Pipeline);
+        let tied: Box<dyn Communicator> = match split.tied {
+            Some(places) if places.contains(&here) => {
+                world.communicator("pp tied", &places.map(|place| stages[place]))?
+            }
+            _ => Box::new(OneRank),
+        };
         let parallel = Parallel {
             tensor: TensorParallel::new(
                 tensor.clone(),
@@ -177,8 +208,11 @@ impl Groups {
             tensor,
             context,
             parallel,
+            pipeline: along("pp", &[Axis::Pipeline])?,
+            tied,
+            stages: split.stages.clone(),
             holders: holders.collect::<Result<_, CommError>>()?,
-            roles: Roles::new(world.rank(), mesh),
+            roles: Roles::new(world.rank(), mesh, split.stages.last().copied().unwrap_or(0)),
             trace: world.trace().clone(),
         })
     }
@@ -202,6 +236,18 @@ impl Groups {
         let known = self.holders.iter().find(|(known, _)| known == places);
         let (_, communicator) = known.expect("a group for each part of a parameter");
         &**communicator
+    }
+
+    /// The place on `pp` of the rank that has a unit.
+    pub(super) fn stage(&self, unit: usize) -> usize {
+        self.stages.get(unit).copied().unwrap_or(0)
+    }
+
+    /// Which of so many units this rank has.
+    pub fn owned(&self, units: usize) -> Vec<bool> {
+        (0..units)
+            .map(|unit| self.stages.is_empty() || self.stage(unit) == self.pipeline.rank())
+            .collect()
     }
 
     /// Whether what modules have exchanged in the middle of their computation has arrived.

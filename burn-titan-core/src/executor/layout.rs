@@ -40,6 +40,10 @@ pub struct LocalParameter {
     pub spec: ParameterSpec,
     /// What is here.
     pub cut: Cut,
+    /// Whether it belongs to a unit of another stage, and this is a copy for a unit that has it too.
+    pub copy: bool,
+    /// Whether a unit of another stage has it too.
+    pub apart: bool,
 }
 
 impl LocalParameter {
@@ -48,8 +52,12 @@ impl LocalParameter {
         self.cut.elements()
     }
 
-    /// Whether, of the ranks of `tp` that have the same, this is the one that counts: in a norm, in a checkpoint.
+    /// Whether, of the ranks of `tp` and the stages that have the same, this is the one that counts: in a norm, in a
+    /// checkpoint.
     pub fn counts(&self, tensor: TensorRank) -> bool {
+        if self.copy {
+            return false;
+        }
         self.cut.holders.start == tensor.rank || self.cut.holders.len() == 1
     }
 
@@ -89,25 +97,36 @@ impl UnitLayout {
 }
 
 impl Layout {
-    /// The layout of a model.
+    /// The layout of those units of a model that this rank has (`owned`).
     ///
     /// # Errors
     /// If the model's parameters cannot be split over so many ranks of `tp`.
-    pub fn new(model: &Model, sharding: Sharding) -> Result<Self, PlanError> {
-        Ok(Self::of(model, sharding, model.cuts(sharding.tensor)?))
+    pub fn new(model: &Model, sharding: Sharding, owned: &[bool]) -> Result<Self, PlanError> {
+        Ok(Self::of(model, sharding, model.cuts(sharding.tensor)?, owned))
     }
 
-    fn of(model: &Model, sharding: Sharding, cuts: Vec<Cut>) -> Self {
+    fn of(model: &Model, sharding: Sharding, cuts: Vec<Cut>, has: &[bool]) -> Self {
+        // The units that have each parameter, in order.
+        let mut users: HashMap<String, Vec<usize>> = HashMap::new();
+        for (number, unit) in model.units.iter().enumerate() {
+            for spec in unit.parameters() {
+                users.entry(spec.name).or_default().push(number);
+            }
+        }
+        let local = |(spec, cut): (ParameterSpec, Cut)| {
+            let users = &users[&spec.name];
+            let copy = users.first().is_some_and(|unit| !has[*unit]);
+            let apart = users.iter().any(|unit| !has[*unit]);
+            (spec.name.clone(), LocalParameter { spec, cut, copy, apart })
+        };
         let specs = model.parameters().into_iter();
-        let mut locals: HashMap<String, LocalParameter> = specs
-            .zip(cuts)
-            .map(|(spec, cut)| (spec.name.clone(), LocalParameter { spec, cut }))
-            .collect();
+        let mut locals: HashMap<String, LocalParameter> = specs.zip(cuts).map(local).collect();
         let mut places = HashMap::new();
         let mut units: Vec<UnitLayout> = Vec::new();
         for (number, unit) in model.units.iter().enumerate() {
             let (mut owned, mut tied) = (Vec::new(), Vec::new());
-            for ParameterSpec { name, .. } in unit.parameters() {
+            let parameters = if has[number] { unit.parameters() } else { vec![] };
+            for ParameterSpec { name, .. } in parameters {
                 match locals.remove(&name) {
                     Some(local) => {
                         places.insert(name, (number, owned.len()));
@@ -129,7 +148,8 @@ impl Layout {
     /// The layout of a model whose parameters are shared by so many ranks, and not split otherwise.
     pub fn flat(model: &Model, rank: usize, ranks: usize) -> Self {
         let cuts = model.parameters().iter().map(|spec| Cut::whole(&spec.shape)).collect();
-        Self::of(model, Sharding { rank, ranks, ..Sharding::WHOLE }, cuts)
+        let owned = vec![true; model.units.len()];
+        Self::of(model, Sharding { rank, ranks, ..Sharding::WHOLE }, cuts, &owned)
     }
 
     /// This rank among those that hold the parameters.
@@ -147,10 +167,16 @@ impl Layout {
         self.units.iter().flat_map(|unit| &unit.owned)
     }
 
+    /// What of a parameter is here of its dims, if anything is.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        let (unit, place) = self.places.get(name)?;
+        Some(&self.units[*unit].owned[*place].cut.shape)
+    }
+
     /// A parameter.
     ///
     /// # Panics
-    /// If the model has no such parameter.
+    /// If the model has no such parameter, or none of it is here.
     pub fn parameter(&self, name: &str) -> &LocalParameter {
         let (unit, place) = self.places[name];
         &self.units[unit].owned[place]

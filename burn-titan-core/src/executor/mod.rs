@@ -100,8 +100,7 @@ impl Executor {
     ) -> Self {
         let layout = parameters.layout();
         assert_eq!(layout.sharding(), groups.sharding(), "how the parameters are shared");
-        let shape = |name: &str| layout.parameter(name).cut.shape.clone();
-        let units = model.units.iter().map(|unit| unit.reshaped(&shape)).collect();
+        let units = model.units.iter().map(|unit| reshaped(&**unit, layout)).collect();
         Self { model, units, parameters, device, precision, groups }
     }
 
@@ -139,9 +138,10 @@ impl Executor {
         optimizer: &mut Optimizer,
         rule: StepRule,
     ) -> Result<StepOutcome, StepError> {
-        let Self { units, parameters, device, precision, groups, .. } = self;
+        let Self { model, units, parameters, device, precision, groups } = self;
         let Precision { compute, reduce, quantize } = *precision;
-        let machine = Machine { units, device, compute, reduce, quantize, groups };
+        let width = model.dim;
+        let machine = Machine { units, width, device, compute, reduce, quantize, groups };
         let mut pass = Pass::new(machine, contexts, valid_tokens);
         let mut outcome = StepOutcome { loss: 0.0, grad_norm: 0.0 };
         for action in &program.actions {
@@ -181,17 +181,17 @@ impl Executor {
         Ok(std::mem::take(pass.gradients()))
     }
 
-    /// Runs forward only. The last unit gives what `context.head` asks for.
+    /// Runs forward only. The last unit gives what `context.head` asks for, on the rank that has it.
     ///
     /// # Errors
     /// If an exchange with other ranks fails.
-    pub fn forward(&self, context: &Context) -> Result<Stream, CommError> {
+    pub fn forward(&self, context: &Context) -> Result<Option<Stream>, CommError> {
         let mut pass = Pass::new(self.machine(), std::slice::from_ref(context), 1);
-        let program = step::inference(self.units.len());
+        let program = step::inference_of(&self.groups.owned(self.units.len()));
         for action in &program.actions {
             pass.run(action, &self.parameters)?;
         }
-        Ok(pass.into_output())
+        pass.into_output()
     }
 
     /// The global L2 norm of all gradients. Each parameter counts once.
@@ -205,6 +205,7 @@ impl Executor {
     fn machine(&self) -> Machine<'_> {
         Machine {
             units: &self.units,
+            width: self.model.dim,
             device: &self.device,
             compute: self.precision.compute,
             reduce: self.precision.reduce,
@@ -214,10 +215,19 @@ impl Executor {
     }
 }
 
+/// The skeleton of a unit with what is here of its parameters.
+pub(crate) fn reshaped(unit: &dyn Unit, layout: &Layout) -> Box<dyn Unit> {
+    let whole: std::collections::HashMap<String, Vec<usize>> =
+        unit.parameters().into_iter().map(|spec| (spec.name, spec.shape)).collect();
+    unit.reshaped(&|name| layout.shape(name).unwrap_or(&whole[name]).to_vec())
+}
+
 /// What an action runs with, beside the parameters.
 #[derive(Clone, Copy)]
 struct Machine<'a> {
     units: &'a [Box<dyn Unit>],
+    /// Of the hidden states between units.
+    width: usize,
     device: &'a Device,
     compute: DType,
     reduce: DType,
@@ -242,6 +252,7 @@ impl Machine<'_> {
         let total = total.unwrap_or_else(|| Tensor::zeros([1], (parameters.device(), DType::F32)));
         let total = self.groups.shard.all_reduce_sum(total).wait()?;
         let total = self.groups.tensor.communicator().all_reduce_sum(total).wait()?;
+        let total = self.groups.pipeline.all_reduce_sum(total).wait()?;
         Ok(scalar(total).sqrt())
     }
 }

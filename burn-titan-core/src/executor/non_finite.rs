@@ -1,7 +1,7 @@
 //! Finding where a step broke.
 
 use burn::tensor::{DType, Tensor};
-use burn_titan_parallel::CommError;
+use burn_titan_parallel::{CommError, Work};
 use thiserror::Error;
 
 use super::{GradientStore, Machine, ParameterStore, on_host, scalar};
@@ -70,22 +70,33 @@ impl Machine<'_> {
         let MicroBatch { rank, micro } = place;
         let units = self.units;
         let context = &contexts[micro];
-        let mut stream = Some(Stream::Tokens(context.tokens.clone()));
         // Ranks that share its samples run it together, to the end: none may wait for another.
         let data = self.groups.roles.data_rank(rank);
-        stream.take_if(|_| !self.groups.roles.reads_with(rank));
-        let mut broken = None;
-        for (number, unit) in units.iter().enumerate() {
+        let takes_part = self.groups.roles.reads_with(rank);
+        let owned = self.groups.owned(units.len());
+        let (mut stream, mut broken, mut sending) = (None, None, Vec::new());
+        for (number, unit) in units.iter().enumerate().filter(|(number, _)| owned[*number]) {
             let full = self.gathered(number, self.gather(number, parameters), parameters)?;
-            let Some(input) = stream.take() else { continue };
+            if !takes_part {
+                continue;
+            }
+            let input = match stream.take() {
+                Some(input) => input,
+                None if number == 0 => Stream::Tokens(context.tokens.clone()),
+                None => Stream::Hidden(self.receive(context, number - 1)?),
+            };
             let unit = unit.with_parameters(false, &mut |name| full[name].clone());
             let output = unit.forward(input, context);
             self.groups.check()?;
             if broken.is_none() && !is_finite_stream(&output) {
                 broken = Some(number);
             }
-            stream = Some(output);
+            match owned.get(number + 1) {
+                Some(false) => sending.push(self.send(output.hidden(), number + 1)),
+                _ => stream = Some(output),
+            }
         }
+        sending.into_iter().try_for_each(Work::wait)?;
         // The first over all ranks is the one with most units from it to the end; other ranks know of none.
         let left = broken.map_or(0, |number| units.len() - number);
         let left = self.groups.largest(left as i32, self.device)? as usize;

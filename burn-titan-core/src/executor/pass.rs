@@ -1,10 +1,11 @@
 //! One run of a program: what is alive between its actions.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
-use burn::tensor::{DType, Tensor};
-use burn_titan_kernels::inject_gradient;
-use burn_titan_parallel::{Action, CommError, Keep};
+use burn::tensor::{DType, Gradients, Tensor};
+use burn_titan_kernels::{WeightGradients, inject_gradient, put_off_weights};
+use burn_titan_parallel::{Action, CommError, Keep, Work};
 
 use super::exchange::{Gathering, Reducing};
 use super::non_finite::MicroBatch;
@@ -14,7 +15,7 @@ use crate::model::{Context, Stream, Unit};
 /// A unit with its full parameters in the compute dtype.
 struct Unsharded {
     /// For a forward whose graph is kept.
-    tracked: Box<dyn Unit>,
+    tracked: Rc<dyn Unit>,
     /// For a forward that no backward follows directly.
     plain: Box<dyn Unit>,
 }
@@ -32,10 +33,14 @@ pub(super) struct Pass<'a> {
     gathering: Vec<Option<Gathering>>,
     unsharded: Vec<Option<Unsharded>>,
     kept: HashMap<(usize, usize), Kept>,
-    /// Output of the last unit that ran, by micro-batch.
-    flow: Vec<Option<Stream>>,
-    /// Gradient of the input of the last unit that ran backward, by micro-batch.
-    input_gradient: Vec<Option<Tensor<3>>>,
+    /// Outputs that the unit after has not used yet, by unit and micro-batch.
+    flow: HashMap<(usize, usize), Stream>,
+    /// Gradients of units' outputs that the unit has not used yet, by unit and micro-batch.
+    output_gradient: HashMap<(usize, usize), Tensor<3>>,
+    /// Gradients of weights that were put off, by unit and micro-batch, with the unit that has the weights.
+    put_off: HashMap<(usize, usize), (WeightGradients, Rc<dyn Unit>)>,
+    /// Messages to other stages on their way.
+    sending: Vec<Work<()>>,
     losses: Vec<Option<Tensor<1>>>,
     /// Gradients of this rank's micro-batches that are not reduced.
     unreduced: GradientStore,
@@ -54,8 +59,10 @@ impl<'a> Pass<'a> {
             gathering: (0..units).map(|_| None).collect(),
             unsharded: (0..units).map(|_| None).collect(),
             kept: HashMap::new(),
-            flow: contexts.iter().map(|c| Some(Stream::Tokens(c.tokens.clone()))).collect(),
-            input_gradient: contexts.iter().map(|_| None).collect(),
+            flow: HashMap::new(),
+            output_gradient: HashMap::new(),
+            put_off: HashMap::new(),
+            sending: Vec::new(),
             losses: contexts.iter().map(|_| None).collect(),
             unreduced: GradientStore::default(),
             reducing: (0..units).map(|_| None).collect(),
@@ -86,8 +93,35 @@ impl<'a> Pass<'a> {
                 self.machine.groups.check()?;
             }
             Action::Backward { unit, micro } => {
-                self.backward(unit, micro);
+                self.backward(unit, micro, false);
                 self.machine.groups.check()?;
+            }
+            Action::BackwardInput { unit, micro } => {
+                self.backward(unit, micro, true);
+                self.machine.groups.check()?;
+            }
+            Action::BackwardWeight { unit, micro } => self.backward_weight(unit, micro),
+            Action::SendActivation { unit, micro } => {
+                let output = self.flow.remove(&(unit, micro)).expect("the unit has run");
+                let work = self.machine.send(output.hidden(), unit + 1);
+                self.sending.push(work);
+            }
+            Action::ReceiveActivation { unit, micro } => {
+                let output = self.machine.receive(&self.contexts[micro], unit)?;
+                self.flow.insert((unit, micro), Stream::Hidden(output));
+            }
+            Action::SendGradient { unit, micro } => {
+                let gradient = self.output_gradient.remove(&(unit, micro));
+                let gradient = gradient.expect("the unit after has run");
+                let work = self.machine.send(gradient, unit);
+                self.sending.push(work);
+            }
+            Action::ReceiveGradient { unit, micro } => {
+                let gradient = self.machine.receive(&self.contexts[micro], unit + 1)?;
+                self.output_gradient.insert((unit, micro), gradient);
+            }
+            Action::SumTiedGradients { unit } => {
+                self.machine.sum_tied(unit, parameters, &mut self.unreduced)?;
             }
             Action::SumPartialGradients { unit } => {
                 self.machine.sum_partial(unit, parameters, &mut self.unreduced)?;
@@ -119,7 +153,7 @@ impl<'a> Pass<'a> {
         let skeleton = &self.machine.units[unit];
         let plain = skeleton.with_parameters(false, &mut value);
         let tracked = skeleton.with_parameters(true, &mut value);
-        self.unsharded[unit] = Some(Unsharded { tracked, plain });
+        self.unsharded[unit] = Some(Unsharded { tracked: tracked.into(), plain });
         Ok(())
     }
 
@@ -127,7 +161,8 @@ impl<'a> Pass<'a> {
         let (input, first) = match self.kept.remove(&(unit, micro)) {
             Some(Kept::Input(input)) => (input, false),
             Some(Kept::Graph { .. }) => unreachable!("a checked program runs a unit once"),
-            None => (self.flow[micro].take().expect("the unit before has run"), true),
+            None if unit == 0 => (Stream::Tokens(self.contexts[micro].tokens.clone()), true),
+            None => (self.flow.remove(&(unit - 1, micro)).expect("the unit before has run"), true),
         };
         let modules = self.unsharded[unit].as_ref().expect("the unit is unsharded");
         let context = &self.contexts[micro];
@@ -147,32 +182,60 @@ impl<'a> Pass<'a> {
             self.losses[micro] = Some(loss.clone());
         }
         if first {
-            self.flow[micro] = Some(output);
+            self.flow.insert((unit, micro), output);
         }
     }
 
-    fn backward(&mut self, unit: usize, micro: usize) {
+    /// Runs a unit's backward. The gradients of its weights are put off, if asked for, as far as it can.
+    fn backward(&mut self, unit: usize, micro: usize, put_off: bool) {
         let Some(Kept::Graph { input, output }) = self.kept.remove(&(unit, micro)) else {
             unreachable!("a checked program keeps the graph");
         };
-        let mut gradients = match output {
+        let run = || match output {
             Stream::Loss(loss) => {
                 let share = 1.0 / self.valid_tokens.max(1) as f64;
                 let seed = Tensor::<1>::full([1], share, self.machine.device).cast(DType::F32);
                 inject_gradient(loss, seed).backward()
             }
             Stream::Hidden(hidden) => {
-                let gradient = self.input_gradient[micro].take().expect("the unit after has run");
-                inject_gradient(hidden, gradient).backward()
+                let gradient = self.output_gradient.remove(&(unit, micro));
+                inject_gradient(hidden, gradient.expect("the unit after has run")).backward()
             }
             other => unreachable!("no backward starts from {other:?}"),
         };
-        self.input_gradient[micro] = input.and_then(|leaf| leaf.grad_remove(&mut gradients));
-        let sums = &mut self.unreduced;
         let modules = self.unsharded[unit].as_ref().expect("the unit is unsharded");
-        modules
-            .tracked
-            .take_gradients(&mut gradients, &mut |name, gradient| sums.accumulate(name, gradient));
+        let modules = modules.tracked.clone();
+        let mut gradients = if put_off {
+            let (gradients, rest) = put_off_weights(run);
+            self.put_off.insert((unit, micro), (rest, modules.clone()));
+            gradients
+        } else {
+            run()
+        };
+        if let Some(gradient) = input.and_then(|leaf| leaf.grad_remove(&mut gradients)) {
+            self.output_gradient.insert((unit - 1, micro), gradient);
+        }
+        self.take_gradients(&*modules, &mut gradients);
+    }
+
+    /// The gradients that a backward has put off.
+    fn backward_weight(&mut self, unit: usize, micro: usize) {
+        let put_off = self.put_off.remove(&(unit, micro));
+        let (put_off, modules) = put_off.expect("the input's gradient is there");
+        for (weight, gradient) in put_off.compute() {
+            let mut gradients = inject_gradient(weight, gradient).backward();
+            self.take_gradients(&*modules, &mut gradients);
+        }
+    }
+
+    fn take_gradients(&mut self, modules: &dyn Unit, gradients: &mut Gradients) {
+        let sums = &mut self.unreduced;
+        modules.take_gradients(gradients, &mut |name, gradient| sums.accumulate(name, gradient));
+    }
+
+    /// Waits until all that was sent has gone.
+    fn finish_sending(&mut self) -> Result<(), CommError> {
+        self.sending.drain(..).try_for_each(Work::wait)
     }
 
     fn take_reducing(&mut self, unit: usize) -> Reducing {
@@ -180,7 +243,11 @@ impl<'a> Pass<'a> {
     }
 
     /// The step's loss and the global norm of its gradients.
-    pub(super) fn measure(&self, parameters: &ParameterStore) -> Result<StepOutcome, StepError> {
+    pub(super) fn measure(
+        &mut self,
+        parameters: &ParameterStore,
+    ) -> Result<StepOutcome, StepError> {
+        self.finish_sending()?;
         let machine = &self.machine;
         let loss_of = |loss: &Option<Tensor<1>>| loss.clone().map_or(0.0, |x| scalar(x) as f32);
         let losses: Vec<f32> = self.losses.iter().map(loss_of).collect();
@@ -206,9 +273,13 @@ impl<'a> Pass<'a> {
         &mut self.gradients
     }
 
-    /// The output of the last unit, of the only micro-batch.
-    pub(super) fn into_output(mut self) -> Stream {
-        self.flow[0].take().expect("the program has run")
+    /// The output of the last unit, of the only micro-batch, where this rank has it.
+    ///
+    /// # Errors
+    /// If an exchange with other ranks fails.
+    pub(super) fn into_output(mut self) -> Result<Option<Stream>, CommError> {
+        self.finish_sending()?;
+        Ok(self.flow.remove(&(self.machine.units.len() - 1, 0)))
     }
 }
 

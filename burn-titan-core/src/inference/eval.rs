@@ -193,9 +193,9 @@ fn cross_entropy(logits: &[f32], vocab: usize, targets: &[u32]) -> f64 {
 
 /// The logits that the last unit gave, of these positions of each row: `[batch, positions, vocab]`,
 /// row-major.
-pub(super) fn logits_of(stream: Stream, positions: Range<usize>) -> Vec<f32> {
+pub(super) fn logits_of(stream: Option<Stream>, positions: Range<usize>) -> Vec<f32> {
     match stream {
-        Stream::Logits(logits) => {
+        Some(Stream::Logits(logits)) => {
             let logits = logits.slice_dim(1, positions);
             let elements: usize = logits.dims().iter().product();
             let flat = logits.cast(DType::F32).reshape([elements]);

@@ -148,6 +148,15 @@ impl Context {
         }
     }
 
+    /// Dims of the hidden states of the residual stream of this width, on this rank.
+    pub fn stream_shape(&self, dim: usize) -> [usize; 3] {
+        let ([batch, seq], tensor) = (self.tokens.dims(), &self.parallel.tensor);
+        match tensor.cuts_stream() {
+            true => [1, tensor.shares(batch * seq)[tensor.peers().rank()], dim],
+            false => [batch, seq, dim],
+        }
+    }
+
     /// A sub-module that computes with split weights: `f` of `x`, a part of the residual stream. The mesh puts its
     /// exchanges here: what `f` gives on the ranks of `tp` is summed.
     ///

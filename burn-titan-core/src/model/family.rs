@@ -33,6 +33,8 @@ pub struct Model {
     pub vocab_size: usize,
     /// Longest sequence that the model is made for, in tokens.
     pub max_seq_len: usize,
+    /// Width of the hidden states between units.
+    pub dim: usize,
     /// Layers, heads times head_dim: for the FLOPs of attention.
     pub attention_width: usize,
     /// Distribution of a parameter's initial values.

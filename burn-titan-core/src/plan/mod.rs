@@ -5,7 +5,10 @@
 //! the sizes of what each action handles ([`plan`]).
 
 mod exchanges;
+mod pipeline;
 mod sizes;
+
+pub use pipeline::{PipelinePlan, StagePlan};
 
 use burn_titan_parallel::check::{
     Class, Footprint, Memory, Operation, Scope, check_all, operations,
@@ -16,10 +19,10 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::model::Model;
-use crate::trainer::{Prepared, TrainError, strategy};
+use crate::trainer::{Prepared, TrainError, pipeline, strategy};
 
-/// What a step of a run takes on its ranks. Bytes and operations are those of the first rank, whose shards are the
-/// largest; others' are an element smaller at most.
+/// What a step of a run takes on its ranks. Bytes and operations are those of the first rank of the stage that holds most,
+/// whose shards are the largest; others' are an element smaller at most.
 #[derive(Debug, Clone, Serialize)]
 pub struct Plan {
     /// The model.
@@ -34,6 +37,8 @@ pub struct Plan {
     pub memory: RankMemory,
     /// What a rank sends in a step, by the axis along which its peers are.
     pub sent: Vec<Traffic>,
+    /// The pipeline, where there is one.
+    pub pipeline: Option<PipelinePlan>,
 }
 
 /// The size of a model.
@@ -125,13 +130,33 @@ pub fn fewest_ranks(config: &Config) -> usize {
     factors.into_iter().fold(1, |ranks, degree| ranks.saturating_mul(degree as usize))
 }
 
-/// What every rank of a mesh does in a step, and with what sizes: all do the same.
+/// What the ranks of a mesh do in a step, and with what sizes: all of a stage do the same, and the classes are in the
+/// order of `pp`.
 ///
 /// # Errors
 /// If the optimizer's groups do not fit the model, or it cannot be split over so many ranks.
-pub fn class(config: &Config, model: &Model, mesh: &Mesh) -> Result<Class, TrainError> {
-    let (sizes, _) = sizes::sizes(config, model, mesh)?;
-    Ok(Class { program: step::training(model.units.len(), &strategy(config, mesh)), sizes })
+pub fn classes(config: &Config, model: &Model, mesh: &Mesh) -> Result<Vec<Class>, TrainError> {
+    Ok(counted(config, model, mesh)?.into_iter().map(|(class, _)| class).collect())
+}
+
+/// As [`classes`], with the units that do not say what they take.
+fn counted(
+    config: &Config,
+    model: &Model,
+    mesh: &Mesh,
+) -> Result<Vec<(Class, Vec<String>)>, TrainError> {
+    let strategy = strategy(config, mesh);
+    let units = model.units.len();
+    let class = |owned: &[bool], program| {
+        let (sizes, not_counted) = sizes::sizes(config, model, mesh, owned)?;
+        Ok((Class { program, sizes }, not_counted))
+    };
+    match pipeline(config, model, mesh)? {
+        None => Ok(vec![class(&vec![true; units], step::training(units, &strategy))?]),
+        Some(pipeline) => (0..mesh.degree(Axis::Pipeline))
+            .map(|rank| class(&pipeline.owned(rank), step::pipelined(&pipeline, rank, &strategy)))
+            .collect(),
+    }
 }
 
 /// Proves the step's programs on all of `ranks` ranks.
@@ -141,7 +166,8 @@ pub fn class(config: &Config, model: &Model, mesh: &Mesh) -> Result<Class, Train
 pub fn check(prepared: &Prepared, ranks: usize) -> Result<(), TrainError> {
     let Prepared { config, model } = prepared;
     let mesh = Mesh::new(config.parallelism.degrees(), ranks)?;
-    check_all(&mesh, &[class(config, model, &mesh)?], |_| 0)?;
+    let stage = |rank| mesh.coordinate(rank, Axis::Pipeline);
+    check_all(&mesh, &classes(config, model, &mesh)?, stage)?;
     Ok(())
 }
 
@@ -152,10 +178,14 @@ pub fn check(prepared: &Prepared, ranks: usize) -> Result<(), TrainError> {
 pub fn plan(prepared: &Prepared, ranks: usize) -> Result<Plan, TrainError> {
     let Prepared { config, model } = prepared;
     let mesh = Mesh::new(config.parallelism.degrees(), ranks)?;
-    let (sizes, not_counted) = sizes::sizes(config, model, &mesh)?;
-    let program = step::training(model.units.len(), &strategy(config, &mesh));
-    let class = Class { program, sizes };
-    let footprints = check_all(&mesh, std::slice::from_ref(&class), |_| 0)?;
+    let (classes, mut not_counted): (Vec<Class>, Vec<_>) =
+        counted(config, model, &mesh)?.into_iter().unzip();
+    let stage = |rank| mesh.coordinate(rank, Axis::Pipeline);
+    let footprints = check_all(&mesh, &classes, stage)?;
+    // The stage that holds most.
+    let peak = |stage: &usize| footprints[*stage].peak.memory.total();
+    let most = (0..classes.len()).rev().max_by_key(peak).unwrap_or(0);
+    let (class, not_counted) = (&classes[most], not_counted.swap_remove(most));
     let training = &config.training;
     let micro_batches = class.program.micro_batches;
     let tokens = (micro_batches * training.local_batch_size * training.seq_len) as u64
@@ -177,8 +207,11 @@ pub fn plan(prepared: &Prepared, ranks: usize) -> Result<Plan, TrainError> {
             actions: class.program.actions.len(),
             flops: tokens as f64 * model.flops_per_token(training.seq_len),
         },
-        memory: rank_memory(&footprints[0], not_counted),
-        sent: traffic(&class),
+        memory: rank_memory(&footprints[most], not_counted),
+        sent: traffic(class),
+        pipeline: pipeline(config, model, &mesh)?
+            .map(|pipeline| PipelinePlan::new(config, model, &pipeline))
+            .transpose()?,
     })
 }
 

@@ -7,20 +7,22 @@ use burn_titan_parallel::{Axis, Mesh};
 
 use super::exchanges::SiteExchanges;
 use crate::config::{ComputeDtype, Config, DeviceKind, OptimizerKind, ReduceDtype};
-use crate::executor::{BLOCK, Layout, LocalParameter, Sharding, UnitLayout};
+use crate::executor::{BLOCK, Layout, LocalParameter, Sharding, UnitLayout, reshaped};
 use crate::model::{Model, ParameterSpec, Sharing, Workload};
 use crate::optim::{OptimizerError, parameter_rules};
 use crate::trainer::{TrainError, compute_dtype, context_method, tensor_rank};
 
-/// The sizes on the first rank of a mesh, and the units that do not say what they take on a micro-batch.
+/// The sizes on the first rank of those of a mesh that have these units (`owned`), and the units that do not say what
+/// they take on a micro-batch.
 pub(super) fn sizes(
     config: &Config,
     model: &Model,
     mesh: &Mesh,
+    owned: &[bool],
 ) -> Result<(Sizes, Vec<String>), TrainError> {
     let shards = mesh.degree(Axis::DataShard) * mesh.degree(Axis::Context);
     let tensor = tensor_rank(config, mesh, 0);
-    let layout = Layout::new(model, Sharding { rank: 0, ranks: shards, tensor })?;
+    let layout = Layout::new(model, Sharding { rank: 0, ranks: shards, tensor }, owned)?;
     let training = &config.training;
     let native = training.device == DeviceKind::Flex;
     let (context, method) = (mesh.degree(Axis::Context), context_method(config));
@@ -46,12 +48,11 @@ pub(super) fn sizes(
         ComputeDtype::Bfloat16 => Element::BF16,
     };
     let exchanges = SiteExchanges { workload, method, compute };
-    let shape = |name: &str| layout.parameter(name).cut.shape.clone();
     let mut not_counted = Vec::new();
     let units = model.units.iter().enumerate().map(|(number, unit)| {
-        let unit = unit.reshaped(&shape);
+        let unit = reshaped(&**unit, &layout);
         let activations = unit.activations(&workload);
-        if activations.is_none() {
+        if activations.is_none() && owned[number] {
             not_counted.push(unit.name().to_string());
         }
         let UnitLayout { owned, tied, .. } = layout.unit(number);
@@ -66,7 +67,10 @@ pub(super) fn sizes(
             let elements = locals.iter().map(|local| local.elements()).sum();
             (if all { Scope::Tensor } else { Scope::Holders }, elements)
         });
+        let apart = layout.unit(number).owned.iter().filter(|local| local.apart);
         UnitSizes {
+            output: workload.stream_tokens() * model.dim,
+            tied_apart: apart.map(LocalParameter::elements).sum(),
             partial: partial.collect(),
             exchanges: exchanges.of(&unit.sites().unwrap_or_default()),
             owned: owned.iter().map(LocalParameter::elements).sum(),
@@ -84,6 +88,7 @@ pub(super) fn sizes(
         tensor: tensor.ranks,
         holders: layout.most_holders(),
         context,
+        pipeline: mesh.degree(Axis::Pipeline),
         world: mesh.world_size(),
         compute,
         reduce: match config.precision.reduce {

@@ -5,9 +5,11 @@ use burn_titan_parallel::check::CheckError;
 use burn_titan_parallel::context_parallel::TooShort;
 use burn_titan_parallel::host::tcp::JoinError;
 use burn_titan_parallel::launch::LaunchError;
+use burn_titan_parallel::pipeline::SimulateError;
 use burn_titan_parallel::{CommError, MeshError};
 use thiserror::Error;
 
+use super::PipelineError;
 use crate::checkpoint::{CheckpointError, FileError, TensorError};
 use crate::config::{ComputeDtype, ConfigErrors, DeviceKind};
 use crate::data::{Batch, DataError, TokenizerError};
@@ -51,6 +53,12 @@ pub enum TrainError {
     /// The sequences cannot be shared by so many ranks.
     #[error("parallelism.context_parallel_degree: {0}")]
     Share(#[from] TooShort),
+    /// There is no such pipeline.
+    #[error("parallelism.pipeline_parallel_degree: {0}")]
+    Pipeline(#[from] PipelineError),
+    /// A pipeline's time line cannot be drawn.
+    #[error("parallelism.pipeline_parallel_degree: {0}")]
+    TimeLine(#[from] SimulateError),
     /// No optimizer can be made.
     #[error(transparent)]
     Optimizer(#[from] OptimizerError),

@@ -4,6 +4,7 @@ mod error;
 mod fits;
 mod folder;
 mod join;
+mod pipeline;
 mod prepare;
 mod report;
 mod start;
@@ -20,6 +21,8 @@ use burn_titan_parallel::{Program, World};
 
 pub use error::{NonFiniteStep, TrainError};
 pub use join::join;
+pub use pipeline::PipelineError;
+pub(crate) use pipeline::{costs, pipeline};
 pub use prepare::{HF_FLAVOR, Prepared, family, initial_model, prepare};
 use report::Report;
 use start::DataRank;
@@ -342,10 +345,11 @@ impl Trainer {
     }
 }
 
-/// The summed loss that the last unit gave.
-pub(crate) fn loss_of(stream: Stream) -> f64 {
+/// The summed loss that the last unit gave; 0 on a rank that has it not.
+pub(crate) fn loss_of(stream: Option<Stream>) -> f64 {
     match stream {
-        Stream::Loss(loss) => crate::executor::scalar(loss),
-        other => unreachable!("the head was asked for a loss, but gave {other:?}"),
+        None => 0.0,
+        Some(Stream::Loss(loss)) => crate::executor::scalar(loss),
+        Some(other) => unreachable!("the head was asked for a loss, but gave {other:?}"),
     }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use burn_titan_parallel::Mesh;
 use serde_json::Value;
 
+use super::pipeline;
 use crate::config::{
     Checks, ComputeDtype, Config, ConfigErrors, DataConfig, DeviceKind, Draft, ModelConfig, nearest,
 };
@@ -12,6 +13,7 @@ use crate::data::Tokenizer;
 use crate::hf::HfFolder;
 use crate::model::{FieldProblem, Model, ModelError, ModelFamily, Registry, TensorRank};
 use crate::optim::{OptimizerError, parameter_rules};
+use crate::plan::fewest_ranks;
 
 /// Forwards of units in one step at most: the step's program is made before it runs.
 const MAX_FORWARDS: usize = 10_000_000;
@@ -160,7 +162,7 @@ fn fit(draft: &Draft, model: &Model, ranks: Option<usize>) -> Vec<FieldProblem> 
         report("training.global_batch_size", message, Some(hint));
     }
     if draft.is_sound("parallelism") {
-        split_problems(config, model, &mut report);
+        split_problems(config, model, ranks, &mut report);
     }
     if draft.is_sound("optimizer") {
         match parameter_rules(&config.optimizer, &model.parameters()) {
@@ -188,8 +190,17 @@ fn fit(draft: &Draft, model: &Model, ranks: Option<usize>) -> Vec<FieldProblem> 
 fn split_problems(
     config: &Config,
     model: &Model,
+    ranks: Option<usize>,
     report: &mut impl FnMut(&str, String, Option<&str>),
 ) {
+    const PIPELINE: &str = "parallelism.pipeline_parallel_degree";
+    let ranks = ranks.unwrap_or_else(|| fewest_ranks(config));
+    if let Ok(mesh) = Mesh::new(config.parallelism.degrees(), ranks)
+        && let Err(error) = pipeline(config, model, &mesh)
+    {
+        let hint = "see docs/pipeline.md";
+        report(PIPELINE, format!("`{PIPELINE}`: {error}"), Some(hint));
+    }
     const TENSOR: &str = "parallelism.tensor_parallel_degree";
     const CONTEXT: &str = "parallelism.context_parallel_degree";
     let degree = |degree: i64| usize::try_from(degree).unwrap_or(1).max(1);

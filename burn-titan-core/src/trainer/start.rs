@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use burn_titan_parallel::check::check_all;
 use burn_titan_parallel::context_parallel::Method;
-use burn_titan_parallel::step::Strategy;
+use burn_titan_parallel::step::{Pipeline, Strategy};
 use burn_titan_parallel::{Axis, CommError, Mesh, World};
 
+use super::pipeline::pipeline;
 use super::report::Report;
 use super::{
     Prepared, TrainError, Trainer, checkpoint_dir, compute_dtype, fits, folder, open_device,
@@ -53,7 +54,8 @@ impl Trainer {
             false => device.clone(),
         };
         let mesh = Mesh::new(config.parallelism.degrees(), world.size())?;
-        let split = model_split(&config, &model, &mesh, world.rank())?;
+        let pipeline = pipeline(&config, &model, &mesh)?;
+        let split = model_split(&config, &model, &mesh, world.rank(), pipeline.as_ref())?;
         let groups = match config.comm.backend {
             CommBackend::Nccl => Groups::new(&world.with_nccl(&device)?, &mesh, &split)?,
             _ => Groups::new(world, &mesh, &split)?,
@@ -90,7 +92,7 @@ impl Trainer {
         let (parameters, state) = match resumed {
             Some(resumed) => (resumed.parameters, Some(resumed.state)),
             None => {
-                let layout = Layout::new(&model, sharding)?;
+                let layout = Layout::new(&model, sharding, &groups.owned(model.units.len()))?;
                 let parameters = match &config.model.initial_hf {
                     None => {
                         let seed = config.training.seed;
@@ -107,9 +109,10 @@ impl Trainer {
         };
         let step = state.as_ref().map_or(0, |state| state.step);
         let cursor = state.and_then(|state| state.cursor);
-        let class = plan::class(&config, &model, &mesh)?;
-        check_all(&mesh, std::slice::from_ref(&class), |_| 0)?;
-        let program = class.program;
+        let mut classes = plan::classes(&config, &model, &mesh)?;
+        let stage = |rank| mesh.coordinate(rank, Axis::Pipeline);
+        check_all(&mesh, &classes, stage)?;
+        let program = classes.swap_remove(stage(world.rank())).program;
         let loader = Loader::spawn(LoaderOptions {
             stream: stream.clone(),
             local_batch_size: config.training.local_batch_size,
@@ -156,6 +159,7 @@ fn model_split(
     model: &Model,
     mesh: &Mesh,
     rank: usize,
+    pipeline: Option<&Pipeline>,
 ) -> Result<ModelSplit, PlanError> {
     let parallelism = &config.parallelism;
     let tensor = tensor_rank(config, mesh, rank);
@@ -169,6 +173,10 @@ fn model_split(
         vocabulary: model.vocab_size,
         chunks: parallelism.async_tensor_parallel_chunks,
         context: context_method(config),
+        stages: pipeline.map_or(vec![], |pipeline| {
+            (0..model.units.len()).map(|unit| pipeline.owner(unit)).collect()
+        }),
+        tied: pipeline.and_then(Pipeline::tied_ranks),
     })
 }
 
@@ -229,7 +237,7 @@ pub(crate) fn strategy(config: &Config, mesh: &Mesh) -> Strategy {
 }
 
 /// Micro-batches of a step on each rank.
-fn micro_batches(config: &Config, mesh: &Mesh) -> usize {
+pub(super) fn micro_batches(config: &Config, mesh: &Mesh) -> usize {
     let local = config.training.local_batch_size * mesh.data_parallel();
     config.training.global_batch_size.map_or(1, |global| (global / local).max(1))
 }

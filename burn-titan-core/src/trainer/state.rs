@@ -151,7 +151,8 @@ pub(super) fn load(
         let checkpoint = folder.display().to_string();
         return Err(TrainError::OtherModel { checkpoint, field, saved, wanted });
     }
-    let layout = Layout::new(model, groups.sharding())?;
+    let owned = groups.owned(model.units.len());
+    let layout = Layout::new(model, groups.sharding(), &owned)?;
     let parameters = ParameterStore::read(layout, device, |spec, region| {
         Ok::<_, TrainError>(checkpoint.region_f32(&spec.name, &spec.shape, region)?)
     })?;

@@ -153,6 +153,7 @@ impl ModelFamily for Llama3 {
             shares_sequences: blocks.shares_sequences,
             vocab_size: config.vocab_size,
             max_seq_len: config.max_seq_len,
+            dim: config.dim,
             attention_width: config.n_layers * config.n_heads * config.head_dim,
             embedding: "tok_embeddings.weight",
             initial: Box::new(move |spec| initial::initial(&config, spec)),

@@ -23,14 +23,35 @@ pub enum Scope {
     Holders,
     /// Those that share each sequence: neighbours along `cp`.
     Context,
+    /// Those that have different stages: neighbours along `pp`.
+    Pipeline,
+    /// Two of these, of which one sends and the other receives.
+    Message,
+    /// Two of these that have a parameter together.
+    Tied,
     /// All.
     World,
 }
 
 impl Scope {
     /// Every scope.
-    pub const ALL: [Self; 6] =
-        [Self::Shard, Self::Replicate, Self::Tensor, Self::Holders, Self::Context, Self::World];
+    pub const ALL: [Self; 9] = [
+        Self::Shard,
+        Self::Replicate,
+        Self::Tensor,
+        Self::Holders,
+        Self::Context,
+        Self::Pipeline,
+        Self::Message,
+        Self::Tied,
+        Self::World,
+    ];
+
+    /// Whether all neighbours along its axes take part in each of its operations. What only two of them do is proven
+    /// with the pipeline's schedule.
+    fn is_whole(self) -> bool {
+        !matches!(self, Self::Message | Self::Tied)
+    }
 
     /// The axes along which its ranks differ.
     pub fn axes(self) -> &'static [Axis] {
@@ -39,6 +60,7 @@ impl Scope {
             Self::Replicate => &[Axis::DataReplicate],
             Self::Tensor | Self::Holders => &[Axis::Tensor],
             Self::Context => &[Axis::Context],
+            Self::Pipeline | Self::Message | Self::Tied => &[Axis::Pipeline],
             Self::World => &Axis::ALL,
         }
     }
@@ -62,6 +84,9 @@ impl fmt::Display for Scope {
             Self::Tensor => "tp",
             Self::Holders => "tp (heads)",
             Self::Context => "cp",
+            Self::Pipeline => "pp (norm)",
+            Self::Message => "pp",
+            Self::Tied => "pp (tied)",
             Self::World => "all",
         })
     }
@@ -127,6 +152,20 @@ pub fn operations(action: &Action, micro_batches: usize, sizes: &Sizes) -> Vec<O
         }
         Action::Forward { unit, .. } => of(unit).exchanges.forward.clone(),
         Action::Backward { unit, .. } => of(unit).exchanges.backward.clone(),
+        Action::SendActivation { unit, .. } | Action::SendGradient { unit, .. } => {
+            let count = of(unit).output;
+            let message = operation(Scope::Message, Kind::SendReceive, Some(unit), count, compute);
+            vec![Operation { own: count, ..message }]
+        }
+        Action::ReceiveActivation { unit, .. } | Action::ReceiveGradient { unit, .. } => {
+            let count = of(unit).output;
+            let message = operation(Scope::Message, Kind::SendReceive, Some(unit), count, compute);
+            vec![Operation { own: 0, ..message }]
+        }
+        Action::SumTiedGradients { unit } => {
+            let count = of(unit).tied_apart;
+            vec![operation(Scope::Tied, Kind::AllReduce, Some(unit), count, reduce)]
+        }
         Action::SumPartialGradients { unit } => {
             let sums = of(unit).partial.iter();
             sums.map(|(scope, count)| {
@@ -155,6 +194,7 @@ pub fn operations(action: &Action, micro_batches: usize, sizes: &Sizes) -> Vec<O
                 operation(Scope::World, Kind::AllGather, None, losses, Element::F32),
                 operation(Scope::Shard, Kind::AllReduce, None, 1, Element::F32),
                 operation(Scope::Tensor, Kind::AllReduce, None, 1, Element::F32),
+                operation(Scope::Pipeline, Kind::AllReduce, None, 1, Element::F32),
             ]
         }
         Action::OptimizerStep if sizes.gathered_by_optimizer > 0 => {
@@ -319,7 +359,8 @@ pub(super) fn check(
     for rank in 0..mesh.world_size() {
         let class = class_of(rank);
         ranks[class].get_or_insert(rank);
-        for scope in Scope::ALL.into_iter().filter(|scope| scope.size(mesh) > 1) {
+        let scopes = Scope::ALL.into_iter().filter(|scope| scope.is_whole());
+        for scope in scopes.filter(|scope| scope.size(mesh) > 1) {
             let first = scope.first(mesh, rank);
             let lead = class_of(first);
             if classes.len() > 1 {

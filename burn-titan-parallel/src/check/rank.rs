@@ -1,6 +1,6 @@
 //! One rank's program, by itself.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use thiserror::Error;
 
@@ -22,6 +22,8 @@ pub struct ProgramError {
 enum Kept {
     Input,
     Graph,
+    /// What the gradients of the weights need.
+    Weights,
     Done,
 }
 
@@ -42,6 +44,15 @@ enum Sum {
 }
 
 struct State {
+    /// Which units the rank has.
+    owned: Vec<bool>,
+    /// Outputs of others' units, and gradients of the own ones' outputs, that have come.
+    activations: HashSet<(usize, usize)>,
+    gradients: HashSet<(usize, usize)>,
+    /// What was sent.
+    sent: HashSet<Action>,
+    /// Units whose tied gradients are summed.
+    tied: HashSet<usize>,
     /// Where each unit's full parameters are.
     parameters: Vec<Parameters>,
     /// What each unit keeps of each micro-batch.
@@ -83,6 +94,11 @@ pub fn check(program: &Program) -> Result<(), ProgramError> {
 pub(super) fn prove(program: &Program, sharing: Sharing) -> Result<(), ProgramError> {
     let units = program.units;
     let mut state = State {
+        owned: program.owned.clone(),
+        activations: HashSet::new(),
+        gradients: HashSet::new(),
+        sent: HashSet::new(),
+        tied: HashSet::new(),
         parameters: vec![Parameters::Sharded; units],
         kept: HashMap::new(),
         unreduced: vec![0; units],
@@ -113,10 +129,15 @@ impl State {
         if action.unit().is_some_and(|unit| unit >= program.units) {
             return Err(format!("the model has {} units", program.units));
         }
-        if let Action::Forward { micro, .. } | Action::Backward { micro, .. } = action
-            && *micro >= program.micro_batches
-        {
+        if action.micro().is_some_and(|micro| micro >= program.micro_batches) {
             return Err(format!("the step has {} micro-batches", program.micro_batches));
+        }
+        let elsewhere =
+            matches!(action, Action::ReceiveActivation { .. } | Action::SendGradient { .. });
+        if action.unit().is_some_and(|unit| self.owned[unit] == elsewhere) {
+            let whose =
+                if elsewhere { "the rank has the unit" } else { "another rank has the unit" };
+            return Err(whose.into());
         }
         if self.stepped {
             return Err("the optimizer has taken its step".into());
@@ -128,7 +149,39 @@ impl State {
                 self.parameters[unit] = Parameters::Sharded;
             }),
             Action::Forward { unit, micro, keep } => self.forward(unit, micro, keep),
-            Action::Backward { unit, micro } => self.backward(program, unit, micro),
+            Action::Backward { unit, micro } => {
+                self.backward(program, unit, micro)?;
+                self.backward_weight(unit, micro)
+            }
+            Action::BackwardInput { unit, micro } => self.backward(program, unit, micro),
+            Action::BackwardWeight { unit, micro } => self.backward_weight(unit, micro),
+            Action::SendActivation { unit, micro } => match self.kept.get(&(unit, micro)) {
+                None => Err("the unit has not run forward".into()),
+                Some(_) => self.send(*action),
+            },
+            Action::SendGradient { unit, micro } => match self.kept.get(&(unit + 1, micro)) {
+                Some(Kept::Weights | Kept::Done) => self.send(*action),
+                _ => Err(format!("unit {} has given no gradient yet", unit + 1)),
+            },
+            Action::ReceiveActivation { unit, micro } => {
+                match self.activations.insert((unit, micro)) {
+                    true => Ok(()),
+                    false => Err("the output has come already".into()),
+                }
+            }
+            Action::ReceiveGradient { unit, micro } => match self.gradients.insert((unit, micro)) {
+                true => Ok(()),
+                false => Err("the gradient has come already".into()),
+            },
+            Action::SumTiedGradients { unit } => {
+                if self.unreduced[unit] != program.micro_batches {
+                    return Err("not all gradients of the unit are there".into());
+                }
+                match self.tied.insert(unit) {
+                    true => Ok(()),
+                    false => Err("the tied gradients are summed already".into()),
+                }
+            }
             Action::SumPartialGradients { unit } => self.sum_partial(unit),
             Action::ReduceGradients { unit } => self.reduce(unit),
             Action::AllReduceGradients { unit } => self.all_reduce(unit),
@@ -216,7 +269,7 @@ impl State {
     fn forward(&mut self, unit: usize, micro: usize, keep: Keep) -> Result<(), String> {
         self.full(unit)?;
         match self.kept.get(&(unit, micro)) {
-            None if unit > 0 && !self.kept.contains_key(&(unit - 1, micro)) => {
+            None if unit > 0 && !self.has_output(unit - 1, micro) => {
                 return Err(format!("unit {} has no output yet", unit - 1));
             }
             None => {}
@@ -238,11 +291,19 @@ impl State {
         match self.kept.get(&(unit, micro)) {
             Some(Kept::Graph) => {}
             Some(Kept::Input) => return Err("only the input was kept".into()),
-            Some(Kept::Done) => return Err("what the forward kept is gone".into()),
+            Some(Kept::Weights | Kept::Done) => return Err("what the forward kept is gone".into()),
             None => return Err("the unit has not run forward".into()),
         }
-        if unit + 1 < program.units && self.kept.get(&(unit + 1, micro)) != Some(&Kept::Done) {
+        if unit + 1 < program.units && !self.has_gradient(unit, micro) {
             return Err(format!("unit {} has given no gradient yet", unit + 1));
+        }
+        self.kept.insert((unit, micro), Kept::Weights);
+        Ok(())
+    }
+
+    fn backward_weight(&mut self, unit: usize, micro: usize) -> Result<(), String> {
+        if self.kept.get(&(unit, micro)) != Some(&Kept::Weights) {
+            return Err("the gradient of the input comes first".into());
         }
         if self.summed[unit] {
             return Err("the partial gradients before it are summed, but not reduced".into());
@@ -252,8 +313,31 @@ impl State {
         Ok(())
     }
 
+    fn has_output(&self, unit: usize, micro: usize) -> bool {
+        match self.owned[unit] {
+            true => self.kept.contains_key(&(unit, micro)),
+            false => self.activations.contains(&(unit, micro)),
+        }
+    }
+
+    /// Whether the gradient of a unit's output is there.
+    fn has_gradient(&self, unit: usize, micro: usize) -> bool {
+        match self.owned[unit + 1] {
+            true => matches!(self.kept.get(&(unit + 1, micro)), Some(Kept::Weights | Kept::Done)),
+            false => self.gradients.contains(&(unit, micro)),
+        }
+    }
+
+    fn send(&mut self, action: Action) -> Result<(), String> {
+        match self.sent.insert(action) {
+            true => Ok(()),
+            false => Err("it was sent already".into()),
+        }
+    }
+
     fn all_reduced(&self, program: &Program) -> Result<(), String> {
-        match self.reduced.iter().position(|reduced| *reduced != program.micro_batches) {
+        let mut own = (0..program.units).filter(|unit| self.owned[*unit]);
+        match own.find(|unit| self.reduced[*unit] != program.micro_batches) {
             Some(unit) => Err(format!(
                 "the gradients of unit {unit} are there of {} of {} micro-batches",
                 self.reduced[unit], program.micro_batches
@@ -263,13 +347,26 @@ impl State {
     }
 
     fn finish(&self, program: &Program) -> Result<(), String> {
-        for unit in 0..program.units {
+        for unit in (0..program.units).filter(|unit| self.owned[*unit]) {
             if self.parameters[unit] != Parameters::Sharded {
                 return Err(format!("unit {unit} is still unsharded"));
             }
             for micro in 0..program.micro_batches {
                 if self.kept.get(&(unit, micro)) != Some(&Kept::Done) {
                     return Err(format!("unit {unit} is not done with micro-batch {micro}"));
+                }
+                // What a stage gives goes to the next.
+                if self.owned.get(unit + 1) == Some(&false)
+                    && !self.sent.contains(&Action::SendActivation { unit, micro })
+                {
+                    return Err(format!("the output of unit {unit} was not sent"));
+                }
+                if self.trains
+                    && unit > 0
+                    && !self.owned[unit - 1]
+                    && !self.sent.contains(&Action::SendGradient { unit: unit - 1, micro })
+                {
+                    return Err(format!("the gradient of unit {}'s output was not sent", unit - 1));
                 }
             }
         }

@@ -18,6 +18,8 @@ pub struct Sizes {
     pub holders: usize,
     /// Ranks that share each sequence.
     pub context: usize,
+    /// Stages of the pipeline.
+    pub pipeline: usize,
     /// All ranks.
     pub world: usize,
     /// In which activations, and the weights they meet, are held.
@@ -72,6 +74,8 @@ impl Sizes {
             Scope::Tensor => self.tensor,
             Scope::Holders => self.holders,
             Scope::Context => self.context,
+            Scope::Pipeline => self.pipeline,
+            Scope::Message | Scope::Tied => self.pipeline.min(2),
             Scope::World => self.world,
         }
     }
@@ -110,6 +114,10 @@ pub struct UnitSizes {
     /// Elements of those of its own parameters of which several ranks have the same part, and each a summand of the
     /// gradient: by these ranks.
     pub partial: Vec<(Scope, usize)>,
+    /// Elements of its output on a micro-batch.
+    pub output: usize,
+    /// Elements of its parameters that a unit on another stage has too.
+    pub tied_apart: usize,
     /// What its modules exchange while they compute.
     pub exchanges: Exchanges,
     /// What a micro-batch takes.

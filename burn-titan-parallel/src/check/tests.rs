@@ -55,6 +55,8 @@ fn sizes(units: usize, [replicas, shards, tensor]: [usize; 3]) -> Sizes {
             owned,
             shard: owned.div_ceil(shards),
             tied,
+            output: 0,
+            tied_apart: 0,
             partial: vec![(Scope::Tensor, owned / 10)],
             exchanges,
             activations,
@@ -67,6 +69,7 @@ fn sizes(units: usize, [replicas, shards, tensor]: [usize; 3]) -> Sizes {
         tensor,
         holders: 1,
         context: 1,
+        pipeline: 1,
         world: replicas * shards * tensor,
         compute: Element::F32,
         reduce: Element::F32,
@@ -147,7 +150,7 @@ fn broken(class: &Class, at: usize, how: Break) -> Class {
             | Action::ReduceGradients { unit }
             | Action::AllReduceGradients { unit }
             | Action::AwaitGradients { unit } => *unit = (*unit + 1) % UNITS,
-            Action::ClipGradientNorm | Action::OptimizerStep => {}
+            _ => {}
         },
     }
     class

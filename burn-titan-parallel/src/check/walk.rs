@@ -69,10 +69,12 @@ struct Walk<'a> {
     gathering: Vec<Option<Gathering>>,
     unsharded: Vec<Option<Tensor>>,
     kept: HashMap<(usize, usize), Kept>,
-    flow: Vec<Option<Tensor>>,
+    /// Outputs that the unit after has not used yet, by unit and micro-batch.
+    flow: HashMap<(usize, usize), Tensor>,
     /// What the units of each micro-batch share.
     shared: Vec<Option<Tensor>>,
-    input_gradient: Vec<Option<Tensor>>,
+    /// Gradients of units' outputs, by unit and micro-batch.
+    output_gradient: HashMap<(usize, usize), Tensor>,
     /// Whole gradients, with their elements.
     unreduced: Vec<Option<(Tensor, usize)>>,
     reducing: Vec<Option<Reducing>>,
@@ -95,9 +97,9 @@ impl<'a> Walk<'a> {
             gathering: none(program.units),
             unsharded: none(program.units),
             kept: HashMap::new(),
-            flow: none(program.micro_batches),
+            flow: HashMap::new(),
             shared: none(program.micro_batches),
-            input_gradient: none(program.micro_batches),
+            output_gradient: HashMap::new(),
             unreduced: none(program.units),
             reducing: none(program.units),
             gradients: none(program.units),
@@ -113,8 +115,6 @@ impl<'a> Walk<'a> {
             walk.at_home(Memory { parameters, optimizer_state, ..Memory::default() }),
             walk.activations(activations),
         ];
-        // The first unit's inputs are the tokens, which are at rest.
-        walk.flow = (0..program.micro_batches).map(|_| Some(walk.activations(0))).collect();
         walk
     }
 
@@ -123,7 +123,23 @@ impl<'a> Walk<'a> {
             Action::Gather { unit } => self.gather(unit),
             Action::Unshard { unit } => self.unshard(unit),
             Action::Forward { unit, micro, keep } => self.forward(unit, micro, keep),
+            // What the gradients of the weights wait for is counted as if it were the whole graph's.
             Action::Backward { unit, micro } => self.backward(unit, micro),
+            Action::BackwardWeight { unit, micro } => self.backward_weight(unit, micro),
+            Action::BackwardInput { unit, micro } => self.backward_input(unit, micro),
+            Action::SendActivation { unit, micro } => drop(self.flow.remove(&(unit, micro))),
+            Action::SendGradient { unit, micro } => {
+                drop(self.output_gradient.remove(&(unit, micro)));
+            }
+            Action::ReceiveActivation { unit, micro } => {
+                let output = self.activations(self.unit(unit).activations.output);
+                self.flow.insert((unit, micro), output);
+            }
+            Action::ReceiveGradient { unit, micro } => {
+                let gradient = self.activations(self.unit(unit).activations.output);
+                self.output_gradient.insert((unit, micro), gradient);
+            }
+            Action::SumTiedGradients { .. } => {}
             Action::Reshard { unit } => self.unsharded[unit] = None,
             Action::ReduceGradients { unit } => self.reduce(unit),
             Action::AllReduceGradients { unit } => self.all_reduce(unit),
@@ -195,7 +211,9 @@ impl<'a> Walk<'a> {
         }
         let (input, first) = match self.kept.remove(&(unit, micro)) {
             Some(Kept::Input(input)) => (input, false),
-            _ => (self.flow[micro].take().expect("the unit before has run"), true),
+            // The first unit's inputs are the tokens, which are at rest.
+            _ if unit == 0 => (self.activations(0), true),
+            _ => (self.flow.remove(&(unit - 1, micro)).expect("the unit before has run"), true),
         };
         let output = self.activations(output);
         if keep == Keep::Graph {
@@ -211,26 +229,41 @@ impl<'a> Walk<'a> {
                 self.kept.insert((unit, micro), Kept::Input(input));
             }
         }
-        if first {
-            self.flow[micro] = Some(output);
+        if first && unit + 1 < self.sizes.units.len() {
+            self.flow.insert((unit, micro), output);
+        }
+    }
+
+    fn backward_input(&mut self, unit: usize, micro: usize) {
+        let output_gradient = self.output_gradient.remove(&(unit, micro));
+        drop(self.working(self.unit(unit).activations.backward));
+        drop(output_gradient);
+        if unit > 0 {
+            let gradient = self.activations(self.unit(unit - 1).activations.output);
+            self.output_gradient.insert((unit - 1, micro), gradient);
+        }
+    }
+
+    fn backward_weight(&mut self, unit: usize, micro: usize) {
+        drop(self.kept.remove(&(unit, micro)));
+        let sizes = self.unit(unit);
+        self.accumulate(unit, sizes.owned);
+        for tied in &sizes.tied {
+            self.accumulate(tied.owner, tied.elements);
         }
     }
 
     fn backward(&mut self, unit: usize, micro: usize) {
         let sizes = self.unit(unit);
         let kept = self.kept.remove(&(unit, micro));
-        let output_gradient = self.input_gradient[micro].take();
+        let output_gradient = self.output_gradient.remove(&(unit, micro));
         drop(self.working(sizes.activations.backward));
         drop((kept, output_gradient));
-        let input = match unit {
-            0 => 0,
-            _ => self.unit(unit - 1).activations.output,
-        };
-        self.input_gradient[micro] = Some(self.activations(input));
-        self.accumulate(unit, sizes.owned);
-        for tied in &sizes.tied {
-            self.accumulate(tied.owner, tied.elements);
+        if unit > 0 {
+            let gradient = self.activations(self.unit(unit - 1).activations.output);
+            self.output_gradient.insert((unit - 1, micro), gradient);
         }
+        self.backward_weight(unit, micro);
     }
 
     /// Adds a gradient of so many elements to those of a unit.

@@ -23,5 +23,5 @@ pub fn breadth_first(units: usize, micro_batches: usize) -> Program {
         actions.push(Action::AwaitGradients { unit });
     }
     actions.extend([Action::ClipGradientNorm, Action::OptimizerStep]);
-    Program { units, micro_batches, actions }
+    Program { units, owned: vec![true; units], micro_batches, actions }
 }

@@ -4,5 +4,6 @@ mod breadth_first;
 mod checkpoints;
 mod data;
 mod page;
+mod pipeline;
 mod split;
 mod traffic;

@@ -12,20 +12,18 @@ const REPLICATE: &str = "parallelism.data_parallel_replicate_degree";
 const SHARD: &str = "parallelism.data_parallel_shard_degree";
 const TENSOR: &str = "parallelism.tensor_parallel_degree";
 const CONTEXT: &str = "parallelism.context_parallel_degree";
+const PIPELINE: &str = "parallelism.pipeline_parallel_degree";
 
 impl Rules<'_> {
     pub(super) fn parallelism(&mut self) {
         let degrees = &self.config.parallelism;
-        let others = [
-            ("parallelism.pipeline_parallel_degree", degrees.pipeline_parallel_degree),
-            ("parallelism.expert_parallel_degree", degrees.expert_parallel_degree),
-        ];
+        let others = [("parallelism.expert_parallel_degree", degrees.expert_parallel_degree)];
         for (key, degree) in others {
             if degree > 1 && self.usable(&[key]) {
                 let message =
                     format!("`{key}` is {degree}, but this version has no such parallelism");
                 let hint = format!(
-                    "set it to 1; `{REPLICATE}`, `{SHARD}`, `{TENSOR}` and `{CONTEXT}` may be more"
+                    "set it to 1; `{REPLICATE}`, `{SHARD}`, `{TENSOR}`, `{CONTEXT}` and `{PIPELINE}` may be more"
                 );
                 self.report(&[key], &message, Some(&hint));
             }
@@ -84,7 +82,7 @@ impl Rules<'_> {
 
     /// Holds the degrees against the ranks that are started, where that is known.
     fn mesh(&mut self) {
-        const KEYS: [&str; 4] = [SHARD, REPLICATE, TENSOR, CONTEXT];
+        const KEYS: [&str; 5] = [SHARD, REPLICATE, TENSOR, CONTEXT, PIPELINE];
         let degrees = &self.config.parallelism;
         match self.checks.ranks {
             Some(ranks) => {
@@ -99,6 +97,7 @@ impl Rules<'_> {
                     degrees.data_parallel_shard_degree.max(1),
                     degrees.tensor_parallel_degree,
                     degrees.context_parallel_degree,
+                    degrees.pipeline_parallel_degree,
                 ];
                 let ranks = ranks
                     .into_iter()
