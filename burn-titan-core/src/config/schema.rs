@@ -222,8 +222,8 @@ pub enum ActivationCheckpointMode {
     Full,
 }
 
-/// How the run is spread over ranks. The product of the degrees is the number of ranks. Pipeline and expert
-/// parallelism are not there yet: any other degree of these but 1 is refused.
+/// How the run is spread over ranks. The product of the degrees is the number of ranks. Expert
+/// parallelism is not there yet: any other degree of it but 1 is refused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ParallelismConfig {

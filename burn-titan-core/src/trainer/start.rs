@@ -68,7 +68,7 @@ impl Trainer {
             config.training.device,
             &specs,
             &rules,
-            sharding.ranks * sharding.tensor.ranks,
+            sharding.ranks * sharding.tensor.ranks * mesh.degree(Axis::Pipeline),
         )?;
         let (lock, resume) = folder::enter_together(&config, &groups, &device)?;
         let stream = StreamOptions::training(
