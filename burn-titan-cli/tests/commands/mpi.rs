@@ -25,6 +25,12 @@ fn mpirun_splits_models_as_threads_do() {
     ]);
 }
 
+/// Stages send to each other whenever they have something.
+#[test]
+fn mpirun_runs_pipelines_as_threads_do() {
+    as_threads_do(&["parallelism.pipeline_parallel_degree=2", "training.global_batch_size=8"]);
+}
+
 /// MPI adds in an order of its own.
 fn as_threads_do(split: &[&str]) {
     let words = ["train", "run.yaml", "training.steps=10", "training.local_batch_size=1"];

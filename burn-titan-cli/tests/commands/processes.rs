@@ -84,7 +84,12 @@ fn split_models() {
     const GATHER: &str = "parallelism.context_parallel_method=all_gather";
     const NO_SP: &str = "parallelism.enable_sequence_parallel=false";
     const CHUNKS: &str = "parallelism.async_tensor_parallel_chunks=3";
-    let cases: [(usize, &[&str]); 5] = [
+    const PP2: &str = "parallelism.pipeline_parallel_degree=2";
+    const ZB: &str = "parallelism.pipeline_parallel_schedule=zb1p";
+    const EIGHT: &str = "training.global_batch_size=8";
+    let cases: [(usize, &[&str]); 7] = [
+        (2, &[PP2, ZB, EIGHT]),
+        (4, &[PP2, TP2, EIGHT]),
         (2, &[TP2, CHUNKS]),
         (3, &["parallelism.context_parallel_degree=3"]),
         (4, &[TP2, NO_SP]),
