@@ -113,15 +113,21 @@ impl Machine<'_> {
         full: &mut GradientStore,
     ) -> Result<(), CommError> {
         for (holders, locals) in parameters.layout().unit(unit).partial() {
-            let gradients: Vec<Tensor<1>> = locals
-                .iter()
-                .map(|local| self.or_zeros(full.take(&local.spec.name), local))
-                .collect();
+            // A parameter that took no part has no gradient on any of them, but its place in the sum.
+            let gradients = locals.iter().map(|local| full.take(&local.spec.name));
+            let gradients: Vec<Option<Tensor<1>>> = gradients.collect();
+            let present: Vec<bool> = gradients.iter().map(Option::is_some).collect();
+            let pairs = gradients.into_iter().zip(&locals);
+            let gradients: Vec<Tensor<1>> =
+                pairs.map(|(gradient, local)| self.or_zeros(gradient, local)).collect();
             let lengths: Vec<usize> = locals.iter().map(|local| local.elements()).collect();
             let bucket = pack(&gradients, self.reduce, lengths.iter().sum());
             let sum = self.groups.holders(&holders).all_reduce_sum(bucket).wait()?;
-            for (local, sum) in locals.iter().zip(unpack(sum, &lengths, DType::F32)) {
-                full.put(&local.spec.name, sum);
+            let sums = unpack(sum, &lengths, DType::F32);
+            for ((local, sum), present) in locals.iter().zip(sums).zip(present) {
+                if present {
+                    full.put(&local.spec.name, sum);
+                }
             }
         }
         Ok(())

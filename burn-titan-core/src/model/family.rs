@@ -41,8 +41,8 @@ pub struct Model {
     pub initial: Box<dyn Fn(&ParameterSpec) -> Initial + Send + Sync>,
     /// Name of the embedding's parameter, which costs no FLOPs unless it is the head's too.
     pub embedding: &'static str,
-    /// How the parameters lie on the ranks of the axis `tp`, or why they cannot be split.
-    pub tensor_plan: Result<TensorPlan, PlanError>,
+    /// How the parameters lie on the ranks of the axis `tp`, or why they cannot be split; asked where there are some.
+    pub tensor_plan: Box<dyn Fn() -> Result<TensorPlan, PlanError> + Send + Sync>,
     /// Whether the attention may run on a share of each sequence: it calls [`super::Context::attention`].
     pub shares_sequences: bool,
 }
@@ -67,7 +67,7 @@ impl Model {
         if tensor.ranks == 1 {
             return Ok(parameters.iter().map(|spec| Cut::whole(&spec.shape)).collect());
         }
-        self.tensor_plan.as_ref().map_err(Clone::clone)?.cuts(&parameters, tensor)
+        (self.tensor_plan)()?.cuts(&parameters, tensor)
     }
 
     /// Elements of all parameters.

@@ -126,15 +126,16 @@ pub(crate) fn costs(model: &Model, seq_len: usize) -> Vec<f64> {
     let last = model.units.len() - 1;
     let blocks = last.saturating_sub(1).max(1) as f64;
     let attention = 2.0 * model.attention_width as f64 / blocks * seq_len as f64;
-    let cost = |(number, unit): (usize, &Box<dyn crate::model::Unit>)| {
-        let elements: usize = unit.parameters().iter().map(|spec| spec.elements()).sum();
-        match number {
-            0 => 1.0,
-            _ if number == last => elements as f64,
-            _ => elements as f64 + attention,
-        }
+    let elements = model.units.iter().map(|unit| {
+        let parameters = unit.parameters();
+        parameters.iter().map(crate::model::ParameterSpec::elements).sum::<usize>()
+    });
+    let cost = |(number, elements): (usize, usize)| match number {
+        0 => 1.0,
+        _ if number == last => elements as f64,
+        _ => elements as f64 + attention,
     };
-    model.units.iter().enumerate().map(cost).collect()
+    elements.enumerate().map(cost).collect()
 }
 
 /// The cut into so many stages whose dearest is cheapest; of several, the one with the shortest stages last.

@@ -46,7 +46,9 @@ pub trait Attention: Module + ModuleDisplay + Sync + 'static {
 
     /// How its parameters are split over the ranks that split matrix products: their names here, and of each what a
     /// rank has. A rank runs the module with some of the heads, and the sum of what all ranks give is the result.
-    /// Told from the shapes of the parameters, where nothing else is said. Allocates nothing.
+    /// Told from the shapes of the parameters, where nothing else is said: the module is made for other numbers of
+    /// heads then. Shapes do not tell of a norm over all heads together, nor of one behind the last product, where
+    /// there is only a summand: such an attention cannot be split. Allocates nothing.
     ///
     /// # Errors
     /// Why it cannot be split.

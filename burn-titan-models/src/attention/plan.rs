@@ -37,13 +37,24 @@ pub(super) fn lines<A: Attention>(
     for (i, spec) in base.iter().enumerate() {
         let grown = |other: &[ParameterSpec]| grown(&spec.shape, &other[i].shape);
         let refused = |cause| Err(refused(Some(&spec.name), cause));
+        // Heads one after the other, and nothing beside them: as many indices as heads, or as their widths.
+        let holds = |dim: usize, heads: usize| {
+            let length = spec.shape[dim];
+            length == heads || length == heads * config.head_dim
+        };
         let split = match (grown(&queries), grown(&all), grown(&wide)) {
             (Growth::None, Growth::None, Growth::Twice(_)) if spec.name.ends_with("bias") => {
                 return refused("does not depend on the heads: each rank would add it to the sum");
             }
             (Growth::None, Growth::None, _) => Split::ReplicateInSite,
-            (Growth::None, Growth::Twice(dim), _) => Split::KeyHeads(dim),
-            (Growth::Twice(dim), Growth::Twice(same), _) if dim == same => Split::QueryHeads(dim),
+            (Growth::None, Growth::Twice(dim), _) if holds(dim, config.n_kv_heads) => {
+                Split::KeyHeads(dim)
+            }
+            (Growth::Twice(dim), Growth::Twice(same), _)
+                if dim == same && holds(dim, config.n_heads) =>
+            {
+                Split::QueryHeads(dim)
+            }
             _ => return refused("does not hold query heads alone, or key heads alone, in one dim"),
         };
         lines.push((spec.name.clone(), split));
@@ -147,6 +158,11 @@ mod tests {
         [c.dim, width(c.n_kv_heads, c)],
         [width(c.n_heads, c), c.dim]
     ]);
+    attention!(KeysAndValues, false, |c| [
+        [c.dim, width(c.n_heads, c)],
+        [c.dim, width(2 * c.n_kv_heads, c)],
+        [width(c.n_heads, c), c.dim]
+    ]);
     attention!(OneHead, false, |c| [[c.dim, c.head_dim], [c.dim, c.head_dim], [c.head_dim, c.dim]]);
 
     fn told<A: Attention>() -> Result<Vec<Line>, String> {
@@ -182,6 +198,10 @@ mod tests {
         assert_eq!(
             told::<Together>().unwrap_err(),
             "`input.weight` of the attention does not hold query heads alone, or key heads alone, in one dim"
+        );
+        assert_eq!(
+            told::<KeysAndValues>().unwrap_err(),
+            "`keys.weight` of the attention does not hold query heads alone, or key heads alone, in one dim"
         );
         assert_eq!(
             told::<OneHead>().unwrap_err(),

@@ -149,7 +149,10 @@ impl ModelFamily for Llama3 {
         Ok(Model {
             config: config.to_value(),
             units: (blocks.units)(&config, &device),
-            tensor_plan: (blocks.tensor_plan)(&config, &device),
+            tensor_plan: {
+                let (plan, config) = (blocks.tensor_plan, config.clone());
+                Box::new(move || plan(&config, &Device::flex()))
+            },
             shares_sequences: blocks.shares_sequences,
             vocab_size: config.vocab_size,
             max_seq_len: config.max_seq_len,

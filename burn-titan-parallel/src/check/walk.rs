@@ -229,7 +229,7 @@ impl<'a> Walk<'a> {
                 self.kept.insert((unit, micro), Kept::Input(input));
             }
         }
-        if first && unit + 1 < self.sizes.units.len() {
+        if first {
             self.flow.insert((unit, micro), output);
         }
     }

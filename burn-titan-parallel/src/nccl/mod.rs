@@ -2,7 +2,8 @@
 //!
 //! Needs the features `cuda` and `nccl`; without them the only thing here is [`NcclError`]. The ranks come
 //! together over another communicator, by which each group's number goes from its first rank to the others
-//! (`communicator`), and which carries whatever is not in a GPU's memory. Operations become calls of NCCL
+//! (`communicator`), and which carries messages between two ranks, and
+//! whatever is not in a GPU's memory. Operations become calls of NCCL
 //! (`plan`) between the addresses of tensors (`burn_titan_kernels::device_memory`), which one thread makes
 //! (`engine`). An operation that is not done in time fails; which rank is to blame, NCCL does not say.
 

@@ -28,7 +28,7 @@ impl<const D: usize> Rows<D> {
 /// The sum of the ranks' summands, for all of them.
 pub(super) fn sum<const D: usize>(peers: &Peers, summand: Tensor<D>) -> Rows<D> {
     let (shape, like) = (summand.dims(), like(&summand));
-    let work = peers.communicator().all_reduce_sum(flat(summand));
+    let work = peers.begin(|ranks| ranks.all_reduce_sum(flat(summand)));
     Rows { work, peers: peers.clone(), shape, like }
 }
 
@@ -41,7 +41,7 @@ pub(super) fn gather<const D: usize, const E: usize>(
 ) -> Rows<E> {
     let like = like(&own);
     let lengths = lengths(rows, own.dims()[D - 1]);
-    let work = peers.communicator().all_gather_floats(flat(own), &lengths);
+    let work = peers.begin(|ranks| ranks.all_gather_floats(flat(own), &lengths));
     Rows { work, peers: peers.clone(), shape, like }
 }
 
@@ -54,7 +54,7 @@ pub(super) fn sum_own<const D: usize, const E: usize>(
 ) -> Rows<E> {
     let like = like(&summand);
     let lengths = lengths(rows, summand.dims()[D - 1]);
-    let work = peers.communicator().reduce_scatter_sum(flat(summand), &lengths);
+    let work = peers.begin(|ranks| ranks.reduce_scatter_sum(flat(summand), &lengths));
     Rows { work, peers: peers.clone(), shape, like }
 }
 

@@ -42,12 +42,13 @@ impl Rules<'_> {
     /// Ranks that share sequences, or the tokens of a micro-batch, need some for each.
     fn shared_tokens(&mut self) {
         const SEQ: &str = "training.seq_len";
+        const BATCH: &str = "training.local_batch_size";
         let Config { training, parallelism, .. } = self.config;
         let (seq, batch) = (training.seq_len, training.local_batch_size);
         let degree = |degree: i64| usize::try_from(degree).unwrap_or(1);
         let context = degree(parallelism.context_parallel_degree);
         let tensor = degree(parallelism.tensor_parallel_degree);
-        if !self.usable(&[SEQ, CONTEXT, TENSOR]) {
+        if !self.usable(&[SEQ, BATCH, CONTEXT, TENSOR]) {
             return;
         }
         if context > 1 && seq < 2 * context {
@@ -57,7 +58,7 @@ impl Rules<'_> {
             let hint = format!("make `{SEQ}` at least {}, or lower `{CONTEXT}`", 2 * context);
             return self.report(&[CONTEXT, SEQ], &message, Some(&hint));
         }
-        let fewest = batch * (seq / context);
+        let fewest = batch.saturating_mul(seq / context);
         if parallelism.enable_sequence_parallel && fewest < tensor {
             let message =
                 format!("{tensor} ranks share the {fewest} tokens of a micro-batch: one has none");
