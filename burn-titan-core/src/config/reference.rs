@@ -139,7 +139,10 @@ fn table(section: &Section) -> String {
 fn kind(field: &Field) -> String {
     let kind = match &field.shape {
         Shape::Choice(_) => "choice".to_owned(),
-        Shape::List { .. } => "sequence of mappings".to_owned(),
+        Shape::List { item, .. } if matches!(**item, Shape::Section(_)) => {
+            "sequence of mappings".to_owned()
+        }
+        Shape::List { .. } => "sequence".to_owned(),
         Shape::Bool => "`true` or `false`".to_owned(),
         shape => {
             let text = shape.to_string();

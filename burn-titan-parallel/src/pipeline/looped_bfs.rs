@@ -4,8 +4,8 @@ use super::writer::RankWriter;
 use super::{Family, Schedule, ScheduleError, Shape};
 
 /// Breadth-first: a rank runs all micro-batches through one of its stages before it turns to the next
-/// (Lamy-Poirier, 2023, "Breadth-First Pipeline Parallelism"). With FSDP a stage is gathered once a pass, and not
-/// once a micro-batch.
+/// (Lamy-Poirier, 2023, "Breadth-First Pipeline Parallelism"). With FSDP a stage of one unit is gathered once a
+/// pass, and not once a micro-batch.
 ///
 /// The bubble is (p - 1)(F + B) of one stage from `m` = `p` on, where a round takes as long as a micro-batch needs
 /// to come round; every rank keeps the activations of all `m` micro-batches of its stages.
