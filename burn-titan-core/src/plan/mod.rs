@@ -1,7 +1,7 @@
 //! What a run takes, counted before it begins: memory, traffic and work of a rank, at 4 ranks as at 16,384, with no
 //! device and no tensor.
 //!
-//! The step's program is written as for a run ([`class`]), proved for all ranks ([`check`]), and gone through with
+//! The step's program is written as for a run ([`classes`]), proved for all ranks ([`check`]), and gone through with
 //! the sizes of what each action handles ([`plan`]).
 
 mod exchanges;
