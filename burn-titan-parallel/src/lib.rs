@@ -36,7 +36,6 @@ pub use mesh::{Axis, Degrees, Mesh, MeshError};
 pub use mpi::MpiError;
 pub use nccl::NcclError;
 pub use peers::Peers;
-pub use placement::Placement;
 pub use program::{Action, Keep, Program};
 pub use tensor_parallel::TensorParallel;
 pub use trace::Trace;

@@ -2,17 +2,6 @@
 
 use std::ops::Range;
 
-/// How one tensor lies on the ranks of a mesh axis.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Placement {
-    /// Every rank holds the whole tensor.
-    Replicate,
-    /// Each rank holds a range of this dim; see [`shard_range`].
-    Shard(usize),
-    /// Every rank holds a full-size summand; the tensor is their sum.
-    Partial,
-}
-
 /// The indices of a dim of `length` that `rank` of `ranks` holds: ranges in order whose lengths differ
 /// by at most 1, the longer ones first. More ranks than indices leave the last ones empty.
 pub fn shard_range(length: usize, ranks: usize, rank: usize) -> Range<usize> {

@@ -54,15 +54,19 @@ pub(crate) fn partly_differentiable<const N: usize, const D: usize, const E: usi
         let (output, _) = forward(inputs.map(Tensor::inner));
         return if autodiff { output.autodiff() } else { output };
     };
-    let DispatchTensorKind::Autodiff(kind) = tracked.clone().into_dispatch().kind else {
-        unreachable!("a tracked tensor belongs to autodiff");
+    // Nothing of it is held while `forward` runs, which may then work on the inputs in place.
+    let on_flex = {
+        let DispatchTensorKind::Autodiff(kind) = tracked.clone().into_dispatch().kind else {
+            unreachable!("a tracked tensor belongs to autodiff");
+        };
+        matches!(*kind, DispatchTensorKind::Flex(_))
     };
-    match *kind {
-        DispatchTensorKind::Flex(_) => on_backend::<Flex, N, D, E>(inputs, forward),
-        #[cfg(feature = "cube")]
-        DispatchTensorKind::Cube(_) => on_backend::<burn::backend::Cube, N, D, E>(inputs, forward),
-        DispatchTensorKind::Autodiff(_) => unreachable!("autodiff of autodiff"),
+    #[cfg(feature = "cube")]
+    if !on_flex {
+        return on_backend::<burn::backend::Cube, N, D, E>(inputs, forward);
     }
+    assert!(on_flex, "a tensor is on a device of this build");
+    on_backend::<Flex, N, D, E>(inputs, forward)
 }
 
 fn on_backend<B, const N: usize, const D: usize, const E: usize>(

@@ -7,6 +7,7 @@ use burn_titan_parallel::{
     Axis, CommError, Communicator, Mesh, OneRank, Peers, Reduction, Trace, World,
 };
 
+use burn_titan_parallel::check::Scope;
 use burn_titan_parallel::context_parallel::{ContextParallel, Method};
 use burn_titan_parallel::tensor_parallel::TensorParallel;
 
@@ -20,6 +21,8 @@ pub struct Groups {
     pub shard: Box<dyn Communicator>,
     /// The ranks that hold the same shard, one in each copy of the model.
     pub replicate: Box<dyn Communicator>,
+    /// The ranks that hold one copy of the model together.
+    pub norm: Box<dyn Communicator>,
     /// All ranks.
     pub world: Box<dyn Communicator>,
     /// The ranks that split each matrix product.
@@ -154,6 +157,7 @@ impl Groups {
         Self {
             shard: one(),
             replicate: one(),
+            norm: one(),
             world: one(),
             tensor: Peers::alone(),
             context: Peers::alone(),
@@ -204,6 +208,7 @@ impl Groups {
         Ok(Self {
             shard: along("dp_shard", &[Axis::DataShard, Axis::Context])?,
             replicate: along("dp_replicate", &[Axis::DataReplicate])?,
+            norm: along("norm", Scope::Norm.axes())?,
             world: along("world", &Axis::ALL)?,
             tensor,
             context,

@@ -250,9 +250,7 @@ impl Machine<'_> {
         let total = sums.reduce(|a, b| a + b);
         // A rank without any gradient takes part in the sum all the same.
         let total = total.unwrap_or_else(|| Tensor::zeros([1], (parameters.device(), DType::F32)));
-        let total = self.groups.shard.all_reduce_sum(total).wait()?;
-        let total = self.groups.tensor.communicator().all_reduce_sum(total).wait()?;
-        let total = self.groups.pipeline.all_reduce_sum(total).wait()?;
+        let total = self.groups.norm.all_reduce_sum(total).wait()?;
         Ok(scalar(total).sqrt())
     }
 }

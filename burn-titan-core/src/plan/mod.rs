@@ -14,6 +14,7 @@ use burn_titan_parallel::check::{
     Class, Footprint, Memory, Operation, Scope, check_all, operations,
 };
 use burn_titan_parallel::host::bytes_sent;
+use burn_titan_parallel::step::Pipeline;
 use burn_titan_parallel::{Axis, Mesh, step};
 use serde::Serialize;
 
@@ -111,7 +112,8 @@ pub struct Peak {
 /// What a rank sends along an axis.
 #[derive(Debug, Clone, Serialize)]
 pub struct Traffic {
-    /// The axis: `dp_shard` (with `cp`, whose ranks share the parameters too), `dp_replicate`, `tp`, `cp`, or `all`.
+    /// The axis: `dp_shard` (with `cp`, whose ranks share the parameters too), `dp_replicate`, `tp`, `cp`, `pp`, `norm`
+    /// (all of these, for the norm of the gradients), or `all`.
     pub axis: String,
     /// Ranks that exchange.
     pub ranks: usize,
@@ -130,13 +132,19 @@ pub fn fewest_ranks(config: &Config) -> usize {
     factors.into_iter().fold(1, |ranks, degree| ranks.saturating_mul(degree as usize))
 }
 
-/// What the ranks of a mesh do in a step, and with what sizes: all of a stage do the same, and the classes are in the
+/// What the ranks of a mesh do in a step, with this pipeline, and with what sizes: all of a stage do the same, and the classes are in the
 /// order of `pp`.
 ///
 /// # Errors
 /// If the optimizer's groups do not fit the model, or it cannot be split over so many ranks.
-pub fn classes(config: &Config, model: &Model, mesh: &Mesh) -> Result<Vec<Class>, TrainError> {
-    Ok(counted(config, model, mesh)?.into_iter().map(|(class, _)| class).collect())
+pub fn classes(
+    config: &Config,
+    model: &Model,
+    mesh: &Mesh,
+    pipeline: Option<&Pipeline>,
+) -> Result<Vec<Class>, TrainError> {
+    let counted = counted(config, model, mesh, pipeline)?;
+    Ok(counted.into_iter().map(|(class, _)| class).collect())
 }
 
 /// As [`classes`], with the units that do not say what they take.
@@ -144,6 +152,7 @@ fn counted(
     config: &Config,
     model: &Model,
     mesh: &Mesh,
+    pipeline: Option<&Pipeline>,
 ) -> Result<Vec<(Class, Vec<String>)>, TrainError> {
     let strategy = strategy(config, mesh);
     let units = model.units.len();
@@ -151,10 +160,10 @@ fn counted(
         let (sizes, not_counted) = sizes::sizes(config, model, mesh, owned)?;
         Ok((Class { program, sizes }, not_counted))
     };
-    match pipeline(config, model, mesh)? {
+    match pipeline {
         None => Ok(vec![class(&vec![true; units], step::training(units, &strategy))?]),
         Some(pipeline) => (0..mesh.degree(Axis::Pipeline))
-            .map(|rank| class(&pipeline.owned(rank), step::pipelined(&pipeline, rank, &strategy)))
+            .map(|rank| class(&pipeline.owned(rank), step::pipelined(pipeline, rank, &strategy)))
             .collect(),
     }
 }
@@ -167,7 +176,8 @@ pub fn check(prepared: &Prepared, ranks: usize) -> Result<(), TrainError> {
     let Prepared { config, model } = prepared;
     let mesh = Mesh::new(config.parallelism.degrees(), ranks)?;
     let stage = |rank| mesh.coordinate(rank, Axis::Pipeline);
-    check_all(&mesh, &classes(config, model, &mesh)?, stage)?;
+    let pipeline = pipeline(config, model, &mesh)?;
+    check_all(&mesh, &classes(config, model, &mesh, pipeline.as_ref())?, stage)?;
     Ok(())
 }
 
@@ -178,8 +188,9 @@ pub fn check(prepared: &Prepared, ranks: usize) -> Result<(), TrainError> {
 pub fn plan(prepared: &Prepared, ranks: usize) -> Result<Plan, TrainError> {
     let Prepared { config, model } = prepared;
     let mesh = Mesh::new(config.parallelism.degrees(), ranks)?;
+    let pipeline = pipeline(config, model, &mesh)?;
     let (classes, mut not_counted): (Vec<Class>, Vec<_>) =
-        counted(config, model, &mesh)?.into_iter().unzip();
+        counted(config, model, &mesh, pipeline.as_ref())?.into_iter().unzip();
     let stage = |rank| mesh.coordinate(rank, Axis::Pipeline);
     let footprints = check_all(&mesh, &classes, stage)?;
     // The stage that holds most.
@@ -209,7 +220,7 @@ pub fn plan(prepared: &Prepared, ranks: usize) -> Result<Plan, TrainError> {
         },
         memory: rank_memory(&footprints[most], not_counted),
         sent: traffic(class),
-        pipeline: pipeline(config, model, &mesh)?
+        pipeline: pipeline
             .map(|pipeline| PipelinePlan::new(config, model, &pipeline))
             .transpose()?,
     })

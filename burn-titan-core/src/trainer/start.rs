@@ -109,7 +109,7 @@ impl Trainer {
         };
         let step = state.as_ref().map_or(0, |state| state.step);
         let cursor = state.and_then(|state| state.cursor);
-        let mut classes = plan::classes(&config, &model, &mesh)?;
+        let mut classes = plan::classes(&config, &model, &mesh, pipeline.as_ref())?;
         let stage = |rank| mesh.coordinate(rank, Axis::Pipeline);
         check_all(&mesh, &classes, stage)?;
         let program = classes.swap_remove(stage(world.rank())).program;

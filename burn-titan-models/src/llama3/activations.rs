@@ -46,7 +46,7 @@ fn embed(dim: usize, workload: &Workload, keep: bool) -> Tape {
     if workload.native && !keep {
         tape.pass_bytes(8 * workload.tokens() as u64); // token ids in 64 bits
     }
-    tape.leave(dim, keep);
+    tape.leave(dim);
     tape
 }
 
@@ -75,7 +75,7 @@ fn forward(sizes: &BlockSizes, attention: &Activations, workload: &Workload, kee
     let mut tape = Tape::new(workload);
     let (stream, inside) = (tape.stream(dim), tape.inside(dim));
     tape.kernel(stream, [stream]); // the first norm
-    tape.enter(dim, keep);
+    tape.enter(dim);
     if keep {
         tape.hold_bytes(attention.graph);
         tape.pass_bytes(attention.output + attention.forward);
@@ -84,9 +84,9 @@ fn forward(sizes: &BlockSizes, attention: &Activations, workload: &Workload, kee
         tape.free(inside); // the norm's output
     }
     tape.hold_bytes(attention.output);
-    tape.leave(dim, keep); // the residual is added to it in place
+    tape.leave(dim); // the residual is added to it in place
     tape.kernel(stream, [stream]); // the second norm
-    tape.by_token(dim, keep, |tape, tokens| feed_forward(tape, sizes, tokens, keep));
+    tape.by_token(dim, |tape, tokens| feed_forward(tape, sizes, tokens, keep));
     // The residual is added to it in place.
     if !keep {
         tape.free(stream);
@@ -243,7 +243,7 @@ fn loss_by_words(sizes: &HeadSizes, workload: &Workload, keep: bool) -> Tape {
     let mut tape = Tape::new(workload);
     let (stream, inside) = (tape.stream(dim), tape.inside(dim));
     tape.kernel(stream, [stream]); // the norm
-    tape.enter(dim, keep);
+    tape.enter(dim);
     let tokens = workload.tokens();
     let logits = single(logits_held(tokens, words));
     tape.pass_bytes(logits + tape.copy(inside + words * dim));

@@ -17,22 +17,19 @@ impl Tape {
         self.workload.tokens() * dim
     }
 
-    /// Before a sub-module: the stream, which is held, becomes what the sub-module takes. `keep`: so is the graph.
-    pub fn enter(&mut self, dim: usize, keep: bool) {
+    /// Before a sub-module: the stream, which is held, becomes what the sub-module takes.
+    pub fn enter(&mut self, dim: usize) {
         if self.cuts_stream() {
-            // Autodiff holds the input of a node that it keeps while the node runs: what is sent is a copy.
-            let copy = if keep { self.stream(dim) } else { 0 };
-            self.exchange(self.stream(dim), self.inside(dim), copy);
+            self.exchange(self.stream(dim), self.inside(dim), 0);
         }
     }
 
-    /// Behind a sub-module: what it gives, which is held, becomes the stream. `keep`: the graph is held.
-    pub fn leave(&mut self, dim: usize, keep: bool) {
-        let copy = if keep { self.inside(dim) } else { 0 };
+    /// Behind a sub-module: what it gives, which is held, becomes the stream.
+    pub fn leave(&mut self, dim: usize) {
         if self.cuts_stream() {
-            self.exchange(self.inside(dim), self.stream(dim), copy);
+            self.exchange(self.inside(dim), self.stream(dim), 0);
         } else {
-            self.sum(self.inside(dim), copy);
+            self.sum(self.inside(dim));
         }
     }
 
@@ -60,20 +57,20 @@ impl Tape {
         if self.cuts_stream() {
             self.exchange(self.inside(dim), self.stream(dim), 0);
         } else {
-            self.sum(self.inside(dim), 0);
+            self.sum(self.inside(dim));
         }
     }
 
     /// A sub-module that treats every token alone. `each` counts what it does with so many tokens: of these, it finds
     /// what it takes, and leaves what it gives.
-    pub fn by_token(&mut self, dim: usize, keep: bool, each: impl Fn(&mut Self, usize)) {
+    pub fn by_token(&mut self, dim: usize, each: impl Fn(&mut Self, usize)) {
         let Some(chunks) = self.chunks() else {
-            self.enter(dim, keep);
+            self.enter(dim);
             each(self, self.workload.tokens());
-            return self.leave(dim, keep);
+            return self.leave(dim);
         };
         self.open(dim);
-        self.run_chunks(dim, chunks, keep, |tape, tokens, _| each(tape, tokens));
+        self.run_chunks(dim, chunks, |tape, tokens, _| each(tape, tokens));
     }
 
     /// The backward of [`Tape::by_token`]. `each` finds the gradient of what the sub-module gives (see
@@ -88,7 +85,7 @@ impl Tape {
             self.hold(self.stream(dim)); // the residual has it too
         }
         self.open(dim);
-        self.run_chunks(dim, chunks, false, each);
+        self.run_chunks(dim, chunks, each);
     }
 
     /// The stream becomes what all chunks take: exchanges of all of them are begun at once, of copies of their parts.
@@ -99,21 +96,12 @@ impl Tape {
     }
 
     /// Chunk after chunk, each of which becomes a part of the stream while the next is computed.
-    fn run_chunks(
-        &mut self,
-        dim: usize,
-        chunks: usize,
-        copied: bool,
-        each: impl Fn(&mut Self, usize, bool),
-    ) {
+    fn run_chunks(&mut self, dim: usize, chunks: usize, each: impl Fn(&mut Self, usize, bool)) {
         let (tokens, own) = (self.workload.tokens(), self.workload.stream_tokens());
         let mut leaving = 0;
         for chunk in 0..chunks {
             let given = part(tokens, chunks, chunk);
             each(self, given, chunk == 0);
-            if copied {
-                self.pass_bytes(self.workload.bytes(given * dim));
-            }
             if self.cuts_stream() {
                 self.free(leaving);
                 leaving = given * dim;
@@ -151,13 +139,13 @@ impl Tape {
     }
 
     /// Elements become the sum of those of all ranks.
-    fn sum(&mut self, elements: usize, copy: usize) {
+    fn sum(&mut self, elements: usize) {
         if self.splits_products() {
             let ranks = self.workload.sharing.tensor.ranks;
             // Summands of this rank's piece, and sums of the others'.
             let piece = self.workload.bytes(elements.div_ceil(ranks));
             let messages = 2 * self.workload.messages(ranks, piece);
-            self.pass_bytes(self.workload.bytes(copy) + messages);
+            self.pass_bytes(messages);
         }
     }
 }

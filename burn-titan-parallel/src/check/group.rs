@@ -23,12 +23,12 @@ pub enum Scope {
     Holders,
     /// Those that share each sequence: neighbours along `cp`.
     Context,
-    /// Those that have different stages: neighbours along `pp`.
-    Pipeline,
-    /// Two of these, of which one sends and the other receives.
+    /// Two neighbours along `pp`, of which one sends and the other receives.
     Message,
-    /// Two of these that have a parameter together.
+    /// Two neighbours along `pp` that have a parameter together.
     Tied,
+    /// Those that hold one copy of the model together: along all axes but `dp_replicate`.
+    Norm,
     /// All.
     World,
 }
@@ -41,9 +41,9 @@ impl Scope {
         Self::Tensor,
         Self::Holders,
         Self::Context,
-        Self::Pipeline,
         Self::Message,
         Self::Tied,
+        Self::Norm,
         Self::World,
     ];
 
@@ -60,7 +60,8 @@ impl Scope {
             Self::Replicate => &[Axis::DataReplicate],
             Self::Tensor | Self::Holders => &[Axis::Tensor],
             Self::Context => &[Axis::Context],
-            Self::Pipeline | Self::Message | Self::Tied => &[Axis::Pipeline],
+            Self::Message | Self::Tied => &[Axis::Pipeline],
+            Self::Norm => &[Axis::Pipeline, Axis::DataShard, Axis::Context, Axis::Tensor],
             Self::World => &Axis::ALL,
         }
     }
@@ -84,9 +85,9 @@ impl fmt::Display for Scope {
             Self::Tensor => "tp",
             Self::Holders => "tp (heads)",
             Self::Context => "cp",
-            Self::Pipeline => "pp (norm)",
             Self::Message => "pp",
             Self::Tied => "pp (tied)",
+            Self::Norm => "norm",
             Self::World => "all",
         })
     }
@@ -192,9 +193,7 @@ pub fn operations(action: &Action, micro_batches: usize, sizes: &Sizes) -> Vec<O
             vec![
                 // The losses of all micro-batches, and the sum of the squares of all gradients.
                 operation(Scope::World, Kind::AllGather, None, losses, Element::F32),
-                operation(Scope::Shard, Kind::AllReduce, None, 1, Element::F32),
-                operation(Scope::Tensor, Kind::AllReduce, None, 1, Element::F32),
-                operation(Scope::Pipeline, Kind::AllReduce, None, 1, Element::F32),
+                operation(Scope::Norm, Kind::AllReduce, None, 1, Element::F32),
             ]
         }
         Action::OptimizerStep if sizes.gathered_by_optimizer > 0 => {

@@ -74,8 +74,8 @@ impl Sizes {
             Scope::Tensor => self.tensor,
             Scope::Holders => self.holders,
             Scope::Context => self.context,
-            Scope::Pipeline => self.pipeline,
             Scope::Message | Scope::Tied => self.pipeline.min(2),
+            Scope::Norm => self.world / self.replicas,
             Scope::World => self.world,
         }
     }

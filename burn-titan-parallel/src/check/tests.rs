@@ -236,7 +236,7 @@ fn complaints_name_both_ranks_and_both_operations() {
     let classes = [longer, shorter];
     assert_eq!(
         group::check(&mesh(1, 2, 1), &classes, |rank| rank).unwrap_err().to_string(),
-        "operation 8 of a group along dp_shard: rank 0 begins all_to_all of 7 x f32 (action 25, \
+        "operation 7 of a group along dp_shard: rank 0 begins all_to_all of 7 x f32 (action 25, \
          OptimizerStep), but rank 1 does no more"
     );
     let complaint = check_all(&mesh(1, 2, 1), &classes, |rank| rank).unwrap_err().to_string();

@@ -3,6 +3,7 @@
 mod breadth_first;
 mod checkpoints;
 mod data;
+mod equal;
 mod page;
 mod pipeline;
 mod split;

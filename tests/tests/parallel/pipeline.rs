@@ -2,6 +2,8 @@
 
 use burn_titan_tests::runs::{Run, random_tokens};
 
+use crate::equal::{assert_close, curve};
+
 /// Eight blocks, so that four ranks can have two stages each; nothing in it divides.
 const DEEP: &str = "
 run: {output_dir: HERE/out}
@@ -31,35 +33,16 @@ fn degree(ranks: usize) -> String {
     format!("parallelism.pipeline_parallel_degree={ranks}")
 }
 
-/// Loss, gradient norm and tokens of every step.
-fn rows(run: &Run) -> Vec<[f64; 3]> {
-    let row = |m: burn_titan_core::metrics::StepMetrics| {
-        [m.loss, m.grad_norm, (m.tokens_per_second * m.step_seconds).round()]
-    };
-    run.metrics().into_iter().map(row).collect()
-}
-
-fn assert_close(name: &str, reference: &[[f64; 3]], found: &[[f64; 3]]) {
-    assert_eq!((reference.len(), found.len()), (20, 20), "{name}");
-    let relative = |i: usize| {
-        let pairs = reference.iter().zip(found);
-        pairs.map(|(a, b)| ((a[i] - b[i]) / a[i]).abs()).fold(0.0, f64::max)
-    };
-    let [loss, norm, tokens] = [0, 1, 2].map(relative);
-    println!("{name}: loss {loss:.1e}, norm {norm:.1e}");
-    assert!(loss < 1e-6 && norm < 1e-6 && tokens == 0.0, "{name}: {loss:.1e} {norm:.1e}");
-}
-
 #[test]
 fn every_schedule_equals_one_rank() {
     let one = deep();
     one.train(&[]);
-    let reference = rows(&one);
+    let reference = curve(&one);
     for ranks in [2, 3, 4] {
         for name in SCHEDULES {
             let run = deep();
             run.simulate(ranks, &[&degree(ranks), &schedule(name)]);
-            assert_close(&format!("pp {ranks}, {name}"), &reference, &rows(&run));
+            assert_close(&format!("pp {ranks}, {name}"), &reference, &curve(&run));
             if ranks == 2 {
                 let again = deep();
                 let full = "activation_checkpoint.mode=full";
@@ -74,7 +57,7 @@ fn every_schedule_equals_one_rank() {
 fn with_every_other_parallelism() {
     let one = deep();
     one.train(&[]);
-    let reference = rows(&one);
+    let reference = curve(&one);
     let (tp, cp) =
         ("parallelism.tensor_parallel_degree=2", "parallelism.context_parallel_degree=2");
     let copies = "parallelism.data_parallel_replicate_degree=2";
@@ -95,7 +78,7 @@ fn with_every_other_parallelism() {
         for (ranks, words) in cases {
             let run = deep();
             run.simulate(ranks, &[&[&*degree(2), &schedule(name)], words].concat());
-            assert_close(&format!("{ranks} ranks, {name}, {words:?}"), &reference, &rows(&run));
+            assert_close(&format!("{ranks} ranks, {name}, {words:?}"), &reference, &curve(&run));
         }
     }
 }
@@ -107,12 +90,12 @@ fn tied_embeddings() {
                 ffn_dim: 53, vocab_size: 331, tie_embeddings: true}";
     let one = deep();
     one.train(&[tied]);
-    let reference = rows(&one);
+    let reference = curve(&one);
     for (ranks, pipeline, name) in [(2, 2, "1f1b"), (4, 2, "zb1p"), (3, 3, "gpipe"), (2, 2, "zbv")]
     {
         let run = deep();
         run.simulate(ranks, &[tied, &degree(pipeline), &schedule(name)]);
-        assert_close(&format!("{ranks} ranks, {name}, tied"), &reference, &rows(&run));
+        assert_close(&format!("{ranks} ranks, {name}, tied"), &reference, &curve(&run));
     }
 }
 
@@ -122,7 +105,7 @@ fn checkpoints_fit_any_pipeline() {
     let saves = ["checkpoint.enable=true", "checkpoint.interval=10", "checkpoint.keep_latest_k=0"];
     let one = deep();
     one.train(&saves);
-    let reference = rows(&one);
+    let reference = curve(&one);
     let mesh = [
         "parallelism.pipeline_parallel_degree=2",
         "parallelism.tensor_parallel_degree=2",
@@ -131,13 +114,13 @@ fn checkpoints_fit_any_pipeline() {
     let words = [&saves[..], &mesh].concat();
     let eight = deep();
     eight.simulate(8, &words);
-    assert_close("fsdp 2 x tp 2 x pp 2", &reference, &rows(&eight));
+    assert_close("fsdp 2 x tp 2 x pp 2", &reference, &curve(&eight));
     for (ranks, words) in [(1, &saves[..]), (8, &words)] {
         for from in [&one, &eight] {
             let run = deep();
             run.continue_from(from, 10);
             run.simulate(ranks, words);
-            assert_close(&format!("resumed by {ranks} ranks"), &reference, &rows(&run));
+            assert_close(&format!("resumed by {ranks} ranks"), &reference, &curve(&run));
         }
     }
 }

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use burn_titan_core::checkpoint;
 use burn_titan_tests::runs::{Run, random_tokens};
 
+use crate::equal::{assert_close, curve};
+
 /// A way to split the model.
 struct Case {
     name: &'static str,
@@ -105,27 +107,6 @@ fn words(case: &Case, more: &[&'static str]) -> Vec<&'static str> {
         _ => "training.local_batch_size=1",
     };
     [&["training.global_batch_size=4", batch], case.words, more].concat()
-}
-
-/// Loss, gradient norm, and tokens, of every step.
-fn curve(run: &Run) -> Vec<[f64; 3]> {
-    let row = |m: burn_titan_core::metrics::StepMetrics| {
-        [m.loss, m.grad_norm, (m.tokens_per_second * m.step_seconds).round()]
-    };
-    run.metrics().into_iter().map(row).collect()
-}
-
-fn assert_close(name: &str, reference: &[[f64; 3]], found: &[[f64; 3]]) {
-    assert_eq!((reference.len(), found.len()), (20, 20), "{name}");
-    let relative = |i: usize| {
-        let pairs = reference.iter().zip(found);
-        pairs.map(|(a, b)| ((a[i] - b[i]) / a[i]).abs()).fold(0.0, f64::max)
-    };
-    let (loss, norm) = (relative(0), relative(1));
-    println!("{name}: loss {loss:.1e}, norm {norm:.1e}");
-    assert!(loss < 1e-6 && norm < 1e-6, "{name}: loss {loss:.1e}, norm {norm:.1e}");
-    let tokens = |rows: &[[f64; 3]]| rows.iter().map(|row| row[2]).collect::<Vec<_>>();
-    assert_eq!(tokens(reference), tokens(found), "{name}: tokens");
 }
 
 fn matrix(make: impl Fn() -> Run, seq: usize, cases: &[Case], twice: bool) {
