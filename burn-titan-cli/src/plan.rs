@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use burn_titan_core::model::Registry;
-use burn_titan_core::plan::{PipelinePlan, Plan, StagePlan, fewest_ranks, plan};
+use burn_titan_core::plan::{PipelinePlan, PipelineRank, Plan, StagePlan, fewest_ranks, plan};
 use burn_titan_core::trainer::{TrainError, prepare};
 
 use crate::arguments::ConfigArguments;
@@ -120,7 +120,7 @@ fn write_plan(out: &mut String, plan: &Plan) -> std::fmt::Result {
 }
 
 fn write_pipeline(out: &mut String, pipeline: &PipelinePlan) -> std::fmt::Result {
-    let PipelinePlan { schedule, stages, drawing, .. } = pipeline;
+    let PipelinePlan { schedule, stages, ranks, not_split, drawing, .. } = pipeline;
     writeln!(out, "\npipeline {schedule}: {}", counted(stages.len(), "stage"))?;
     for (number, stage) in stages.iter().enumerate() {
         let StagePlan { rank, first, last, work } = stage;
@@ -130,6 +130,15 @@ fn write_pipeline(out: &mut String, pipeline: &PipelinePlan) -> std::fmt::Result
             "stage {number:<3} rank {rank:<3} {:>5.1}% of the work   {units}",
             100.0 * work
         )?;
+    }
+    for (number, rank) in ranks.iter().enumerate() {
+        let PipelineRank { peak, activations } = rank;
+        let (peak, activations) = (bytes(*peak), bytes(*activations));
+        writeln!(out, "rank {number:<3} at most {peak}, of activations {activations}")?;
+    }
+    if !not_split.is_empty() {
+        let units = not_split.join(", ");
+        writeln!(out, "not split: the backward of {units}, which runs whole with its first half")?;
     }
     write!(out, "{drawing}")
 }

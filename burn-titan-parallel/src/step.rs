@@ -14,8 +14,10 @@
 //! the copies of the model.
 
 mod pipeline;
+mod time_line;
 
 pub use pipeline::{Pipeline, pipelined};
+pub use time_line::{ideal, time_line};
 
 use crate::program::{Action, Keep, Program};
 

@@ -46,14 +46,21 @@ fn wgpu_follows_flex() {
     let flex = losses(("flex", 1, false, &[]));
     let tp = ["parallelism.tensor_parallel_degree=2"];
     let cp = ["parallelism.context_parallel_degree=2"];
+    let pp = [
+        "parallelism.pipeline_parallel_degree=2",
+        "parallelism.pipeline_parallel_schedule=zb1p",
+        "training.local_batch_size=1",
+        "training.global_batch_size=3",
+    ];
     // Parameters, gradients and moments on the device, shared by ranks, and on the host; then matrix products and
-    // sequences shared by ranks.
-    let ways: [(_, _, _, &[&str]); 5] = [
+    // sequences shared by ranks, and blocks.
+    let ways: [(_, _, _, &[&str]); 6] = [
         ("wgpu", 1, false, &[]),
         ("wgpu", 3, false, &[]),
         ("wgpu", 3, true, &[]),
         ("wgpu", 2, false, &tp),
         ("wgpu", 2, false, &cp),
+        ("wgpu", 2, false, &pp),
     ];
     for how in ways {
         let wgpu = losses(how);

@@ -28,6 +28,9 @@ use crate::data::Batch;
 use crate::model::{Context, HeadOutput, Model, Stream, Unit};
 use crate::optim::{Optimizer, clip_factor};
 
+/// The lane of a trace ([`burn_titan_parallel::trace`]) that has a step's actions, in the order of the program.
+pub(crate) const TRAINING: &str = "training";
+
 /// What a training step measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepOutcome {
@@ -158,7 +161,7 @@ impl Executor {
                 }
                 compute => Ok::<_, StepError>(pass.run(compute, parameters)?),
             };
-            groups.trace.span("training", || action.to_string(), run)?;
+            groups.trace.span(TRAINING, || action.to_string(), run)?;
         }
         Ok(outcome)
     }

@@ -8,7 +8,7 @@ mod exchanges;
 mod pipeline;
 mod sizes;
 
-pub use pipeline::{PipelinePlan, StagePlan};
+pub use pipeline::{PipelinePlan, PipelineRank, StagePlan};
 
 use burn_titan_parallel::check::{
     Class, Footprint, Memory, Operation, Scope, check_all, operations,
@@ -221,7 +221,7 @@ pub fn plan(prepared: &Prepared, ranks: usize) -> Result<Plan, TrainError> {
         memory: rank_memory(&footprints[most], not_counted),
         sent: traffic(class),
         pipeline: pipeline
-            .map(|pipeline| PipelinePlan::new(config, model, &pipeline))
+            .map(|pipeline| PipelinePlan::new(config, model, &pipeline, &classes, &footprints))
             .transpose()?,
     })
 }

@@ -10,6 +10,7 @@ mod report;
 mod start;
 mod state;
 mod stop;
+mod timeline;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,13 +23,14 @@ use burn_titan_parallel::{Program, World};
 pub use error::{NonFiniteStep, TrainError};
 pub use join::join;
 pub use pipeline::PipelineError;
-pub(crate) use pipeline::{costs, pipeline};
+pub(crate) use pipeline::{UnitCost, costs, pipeline};
 pub use prepare::{HF_FLAVOR, Prepared, family, initial_model, prepare};
 use report::Report;
 use start::DataRank;
 pub(crate) use start::{context_method, strategy, tensor_rank};
 pub(crate) use state::{TOKENIZER_FILE, TrainState};
 pub use stop::stop_flag;
+use timeline::Timeline;
 
 use crate::checkpoint::{CheckpointError, Lock, Saver};
 use crate::config::{ComputeDtype, Config, DeviceKind, OnNonFinite};
@@ -118,6 +120,8 @@ struct Trainer {
     cursor: Option<Cursor>,
     report: Report,
     saver: Saver,
+    /// The picture of a step that is to be drawn.
+    timeline: Option<Timeline>,
     /// Optimizer steps done.
     step: u64,
     /// The step whose save was begun last.
@@ -192,8 +196,8 @@ impl Trainer {
             return Ok(None);
         }
         self.cursor = batches.last().map(|batch| batch.cursor_after.clone());
-        let traced = self.config.debug.trace_step == Some(self.step as usize + 1);
-        if traced {
+        let (traced, drawn) = (self.is_traced(), self.is_drawn());
+        if traced || drawn {
             self.executor.groups().trace.start();
         }
         let result = self.executor.train_step(
@@ -204,8 +208,8 @@ impl Trainer {
             rule,
         );
         self.step += 1;
-        if traced {
-            self.write_trace()?;
+        if traced || drawn {
+            self.write_trace(traced, result.is_ok())?;
         }
         let (loss, grad_norm) = match result {
             Ok(outcome) => (outcome.loss, outcome.grad_norm),
@@ -220,7 +224,7 @@ impl Trainer {
                     }
                 };
                 let broken = NonFiniteStep { step: self.step, cause, documents };
-                if training.on_non_finite == OnNonFinite::Stop {
+                if self.config.training.on_non_finite == OnNonFinite::Stop {
                     return Err(TrainError::NonFinite(broken));
                 }
                 self.report.message(&format!("{broken}: the step is skipped"));
@@ -246,11 +250,30 @@ impl Trainer {
         Ok(Some(metrics))
     }
 
-    /// Writes what this rank did since the trace was started.
-    fn write_trace(&self) -> Result<(), TrainError> {
+    /// Whether the next step is the one whose trace is asked for.
+    fn is_traced(&self) -> bool {
+        self.config.debug.trace_step == Some(self.step as usize + 1)
+    }
+
+    /// Whether the next step is the one of `timeline.svg`.
+    fn is_drawn(&self) -> bool {
+        self.timeline.as_ref().is_some_and(|timeline| timeline.draws(self.step + 1))
+    }
+
+    /// Writes what this rank did since the trace was started: as a trace, if that is asked for, and as a picture, if this
+    /// is the step of it and it was `done`.
+    fn write_trace(&mut self, traced: bool, done: bool) -> Result<(), TrainError> {
         let groups = self.executor.groups();
         let rank = groups.world.rank();
-        let trace = chrome_trace(rank, &groups.trace.stop());
+        let spans = groups.trace.stop();
+        let drawn = |timeline: &mut Timeline| done && timeline.draws(self.step);
+        if let Some(timeline) = self.timeline.take_if(drawn) {
+            timeline.write(&self.config, &self.executor, &spans)?;
+        }
+        if !traced {
+            return Ok(());
+        }
+        let trace = chrome_trace(rank, &spans);
         let folder = output_dir(&self.config).join("trace");
         let path = folder.join(format!("step-{:08}-rank-{rank:05}.json", self.step));
         let written =

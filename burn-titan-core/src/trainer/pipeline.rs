@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::path::Path;
 
-use burn_titan_parallel::pipeline::{Fault, ScheduleError, Shape};
+use burn_titan_parallel::pipeline::{CsvError, Fault, Schedule, ScheduleError, Shape, csv};
 use burn_titan_parallel::step::Pipeline;
 use burn_titan_parallel::{Axis, Mesh};
 use thiserror::Error;
@@ -21,15 +22,42 @@ pub enum PipelineError {
     /// The schedule is wrong.
     #[error("the schedule is wrong: {0}")]
     Fault(#[from] Fault),
-    /// The model is too short.
+    /// The file of the schedule cannot be read.
+    #[error("cannot read the schedule `{path}`: {cause}")]
+    File {
+        /// The file.
+        path: String,
+        /// Why not.
+        cause: String,
+    },
+    /// The file of the schedule holds something else.
+    #[error("the schedule `{path}`: {cause}")]
+    Csv {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        cause: CsvError,
+    },
+    /// The file's schedule is for another run.
     #[error(
-        "{ranks} ranks x {each} stages = {stages} stages, but the model has only {blocks} blocks"
+        "the schedule `{path}` is for {given} {what}, but the run has {wanted}: it needs a row for each rank, and \
+         steps of each micro-batch"
     )]
+    OtherRun {
+        /// The file.
+        path: String,
+        /// Ranks or micro-batches.
+        what: &'static str,
+        /// Those of the file.
+        given: usize,
+        /// Those of the run.
+        wanted: usize,
+    },
+    /// The model is too short.
+    #[error("{stages} stages on {ranks} ranks, but the model has only {blocks} blocks")]
     Short {
         /// Ranks of the pipeline.
         ranks: usize,
-        /// Stages of each.
-        each: usize,
         /// Stages in all.
         stages: usize,
         /// Blocks of the model.
@@ -44,15 +72,13 @@ pub enum PipelineError {
         expected: String,
     },
     /// The stages that are given by hand are not as many as the ranks take.
-    #[error("{given} stages are given by hand, but {ranks} ranks x {each} stages are {stages}")]
+    #[error("{given} stages are given by hand, but the schedule has {stages} on {ranks} ranks")]
     Number {
         /// Stages that are given.
         given: usize,
         /// Ranks of the pipeline.
         ranks: usize,
-        /// Stages of each.
-        each: usize,
-        /// Stages that they take.
+        /// Stages of the schedule.
         stages: usize,
     },
     /// Parameters tie more than one pair of stages together.
@@ -73,28 +99,26 @@ pub(crate) fn pipeline(
     if ranks == 1 {
         return Ok(None);
     }
-    let parallelism = &config.parallelism;
-    let family = parallelism.pipeline_parallel_schedule.family();
-    let each = parallelism.pipeline_stages_per_rank();
-    let micro_batches = micro_batches(config, mesh);
-    let shape = Shape { ranks, stages_per_rank: each, micro_batches };
-    let stages = shape.stages();
+    let schedule = schedule(config, ranks, micro_batches(config, mesh))?;
+    let stages = schedule.stages();
     let blocks = model.units.len().saturating_sub(2);
     if stages > blocks {
-        return Err(PipelineError::Short { ranks, each, stages, blocks });
+        return Err(PipelineError::Short { ranks, stages, blocks });
     }
-    let first_units = &parallelism.pipeline_parallel_first_units;
+    let first_units = &config.parallelism.pipeline_parallel_first_units;
     let stages = match first_units.is_empty() {
-        true => equal_stages(&costs(model, config.training.seq_len), stages),
+        true => {
+            let costs = costs(model, config.training.seq_len);
+            equal_stages(&costs.iter().map(UnitCost::forward).collect::<Vec<_>>(), stages)
+        }
         false => {
             let given = first_units.len() + 1;
             if given != stages {
-                return Err(PipelineError::Number { given, ranks, each, stages });
+                return Err(PipelineError::Number { given, ranks, stages });
             }
             stages_from(model, first_units)?
         }
     };
-    let schedule = family.schedule(shape)?;
     let lowered = schedule.lower()?;
     let pipeline = Pipeline { stages, schedule, lowered, ties: ties(model) };
     let apart = pipeline.ties.iter().filter(|[a, b]| pipeline.owner(*a) != pipeline.owner(*b));
@@ -104,6 +128,42 @@ pub(crate) fn pipeline(
         return Err(PipelineError::Ties);
     }
     Ok(Some(pipeline))
+}
+
+/// What the config says of the order in which the ranks compute.
+fn schedule(
+    config: &Config,
+    ranks: usize,
+    micro_batches: usize,
+) -> Result<Schedule, PipelineError> {
+    let parallelism = &config.parallelism;
+    let Some(family) = parallelism.pipeline_parallel_schedule.family() else {
+        let file = parallelism.pipeline_parallel_schedule_csv.as_deref();
+        return read_schedule(file.unwrap_or(Path::new("")), ranks, micro_batches);
+    };
+    let stages_per_rank = parallelism.pipeline_stages_per_rank(family);
+    Ok(family.schedule(Shape { ranks, stages_per_rank, micro_batches })?)
+}
+
+/// The schedule in a file.
+fn read_schedule(
+    file: &Path,
+    ranks: usize,
+    micro_batches: usize,
+) -> Result<Schedule, PipelineError> {
+    let path = || file.display().to_string();
+    let text = std::fs::read_to_string(file);
+    let text = text.map_err(|e| PipelineError::File { path: path(), cause: e.to_string() })?;
+    let schedule = csv::parse(&text).map_err(|cause| PipelineError::Csv { path: path(), cause })?;
+    for (what, given, wanted) in [
+        ("ranks", schedule.ranks(), ranks),
+        ("micro-batches", schedule.micro_batches(), micro_batches),
+    ] {
+        if given != wanted {
+            return Err(PipelineError::OtherRun { path: path(), what, given, wanted });
+        }
+    }
+    Ok(schedule)
 }
 
 /// Pairs of units that have a parameter together, the first that has it first.
@@ -121,8 +181,24 @@ fn ties(model: &Model) -> Vec<[usize; 2]> {
     ties
 }
 
-/// Up to a factor, the floating-point operations of each unit for a token. The embedding costs next to nothing.
-pub(crate) fn costs(model: &Model, seq_len: usize) -> Vec<f64> {
+/// Up to a factor, the floating-point operations of a unit's forward for a token.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct UnitCost {
+    /// Products with weights.
+    pub(crate) weights: f64,
+    /// Products of activations.
+    pub(crate) attention: f64,
+}
+
+impl UnitCost {
+    /// All of them.
+    pub(crate) fn forward(&self) -> f64 {
+        self.weights + self.attention
+    }
+}
+
+/// What each unit costs. The embedding costs next to nothing.
+pub(crate) fn costs(model: &Model, seq_len: usize) -> Vec<UnitCost> {
     let last = model.units.len() - 1;
     let blocks = last.saturating_sub(1).max(1) as f64;
     let attention = 2.0 * model.attention_width as f64 / blocks * seq_len as f64;
@@ -130,10 +206,9 @@ pub(crate) fn costs(model: &Model, seq_len: usize) -> Vec<f64> {
         let parameters = unit.parameters();
         parameters.iter().map(crate::model::ParameterSpec::elements).sum::<usize>()
     });
-    let cost = |(number, elements): (usize, usize)| match number {
-        0 => 1.0,
-        _ if number == last => elements as f64,
-        _ => elements as f64 + attention,
+    let cost = |(number, elements): (usize, usize)| UnitCost {
+        weights: if number == 0 { 1.0 } else { elements as f64 },
+        attention: if number == 0 || number == last { 0.0 } else { attention },
     };
     elements.enumerate().map(cost).collect()
 }

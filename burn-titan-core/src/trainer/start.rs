@@ -5,10 +5,11 @@ use std::time::Duration;
 use burn_titan_parallel::check::check_all;
 use burn_titan_parallel::context_parallel::Method;
 use burn_titan_parallel::step::{Pipeline, Strategy};
-use burn_titan_parallel::{Axis, CommError, Mesh, World};
+use burn_titan_parallel::{Axis, CommError, Mesh, Program, World};
 
 use super::pipeline::pipeline;
 use super::report::Report;
+use super::timeline::Timeline;
 use super::{
     Prepared, TrainError, Trainer, checkpoint_dir, compute_dtype, fits, folder, open_device,
     prepare, state,
@@ -109,10 +110,13 @@ impl Trainer {
         };
         let step = state.as_ref().map_or(0, |state| state.step);
         let cursor = state.and_then(|state| state.cursor);
-        let mut classes = plan::classes(&config, &model, &mesh, pipeline.as_ref())?;
+        let classes = plan::classes(&config, &model, &mesh, pipeline.as_ref())?;
         let stage = |rank| mesh.coordinate(rank, Axis::Pipeline);
         check_all(&mesh, &classes, stage)?;
-        let program = classes.swap_remove(stage(world.rank())).program;
+        let programs: Vec<Program> = classes.into_iter().map(|class| class.program).collect();
+        let program = programs[stage(world.rank())].clone();
+        let total = config.training.steps as u64;
+        let timeline = pipeline.map(|it| Timeline::new(&mesh, it, programs, step, total));
         let loader = Loader::spawn(LoaderOptions {
             stream: stream.clone(),
             local_batch_size: config.training.local_batch_size,
@@ -145,6 +149,7 @@ impl Trainer {
             cursor,
             report,
             saver,
+            timeline,
             step,
             saved_step: resume.is_some().then_some(step),
             newest: resume,

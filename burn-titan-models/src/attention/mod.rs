@@ -166,6 +166,9 @@ impl Sizes {
             forward: kept.most() - graph - output,
             plain_forward: plain.most() - output,
             backward: self.backward(workload, graph).most(),
+            // What each product reads, and the gradient of what it makes.
+            put_off: workload
+                .bytes(2 * tokens * (self.dim + self.widths.queries + self.widths.keys)),
             shared: single(tokens * self.widths.head_dim) + masks,
         }
     }

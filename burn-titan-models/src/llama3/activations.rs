@@ -36,6 +36,7 @@ pub(super) fn embedding(vocab: usize, dim: usize, workload: &Workload) -> Activa
         forward: kept.most() - kept.live(),
         plain_forward: plain.most() - output,
         backward: backward.most(),
+        put_off: 0,
         shared: 0,
     }
 }
@@ -65,6 +66,9 @@ pub(super) fn block(
         forward: kept.most() - kept.live(),
         plain_forward: plain.most() - plain.live(),
         backward: backward(sizes, attention, workload).most(),
+        // What each product of the feed-forward reads, and the gradient of what it makes.
+        put_off: attention.put_off
+            + workload.bytes(workload.tokens() * (2 * sizes.dim + 3 * sizes.ffn_dim)),
         shared: attention.shared,
     }
 }
@@ -179,6 +183,7 @@ pub(super) fn head(sizes: &HeadSizes, workload: &Workload) -> Activations {
         forward: kept.most() - kept.live(),
         plain_forward: plain.most(),
         backward: backward.most(),
+        put_off: 0,
         shared: 0,
     }
 }

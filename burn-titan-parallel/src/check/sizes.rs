@@ -166,6 +166,9 @@ pub struct Activations {
     /// Most while the backward runs, the parameters' gradients in the compute dtype and the input's gradient among
     /// it: on top of what is there when it begins (graph, input, output and the output's gradient).
     pub backward: u64,
+    /// What remains of graph and gradients where the gradients of weights are put off, until they are computed; 0 if the
+    /// backward cannot be split, and runs whole with its first half.
+    pub put_off: u64,
     /// What units of the micro-batch share: made by the first of them, and there until the step's end.
     pub shared: u64,
 }

@@ -34,6 +34,7 @@ fn sizes(units: usize, [replicas, shards, tensor]: [usize; 3]) -> Sizes {
         plain_forward: 4 << 10,
         backward: 2 << 10,
         shared: 0,
+        put_off: 0,
     };
     let unit = |unit: usize| {
         let owned = 100 * (unit + 1);

@@ -59,7 +59,17 @@ struct Sum {
 
 enum Kept {
     Input(Tensor),
-    Graph { _input: Tensor, _output: Tensor, _graph: Tensor, _parameters: Option<Tensor> },
+    Graph {
+        _input: Tensor,
+        _output: Tensor,
+        _graph: Tensor,
+        parameters: Option<Tensor>,
+    },
+    /// What the gradients of the weights wait with.
+    PutOff {
+        _tensors: Tensor,
+        _parameters: Option<Tensor>,
+    },
 }
 
 /// What is alive between the actions; named as in the executor's pass.
@@ -123,7 +133,6 @@ impl<'a> Walk<'a> {
             Action::Gather { unit } => self.gather(unit),
             Action::Unshard { unit } => self.unshard(unit),
             Action::Forward { unit, micro, keep } => self.forward(unit, micro, keep),
-            // What the gradients of the weights wait for is counted as if it were the whole graph's.
             Action::Backward { unit, micro } => self.backward(unit, micro),
             Action::BackwardWeight { unit, micro } => self.backward_weight(unit, micro),
             Action::BackwardInput { unit, micro } => self.backward_input(unit, micro),
@@ -219,9 +228,9 @@ impl<'a> Walk<'a> {
         if keep == Keep::Graph {
             let graph = self.activations(graph);
             drop(self.working(forward));
-            let _parameters = self.unsharded[unit].clone();
+            let parameters = self.unsharded[unit].clone();
             let graph =
-                Kept::Graph { _input: input, _output: output.clone(), _graph: graph, _parameters };
+                Kept::Graph { _input: input, _output: output.clone(), _graph: graph, parameters };
             self.kept.insert((unit, micro), graph);
         } else {
             drop(self.working(plain_forward));
@@ -235,9 +244,20 @@ impl<'a> Walk<'a> {
     }
 
     fn backward_input(&mut self, unit: usize, micro: usize) {
+        let Activations { backward, put_off, .. } = self.unit(unit).activations;
+        let kept = self.kept.remove(&(unit, micro));
         let output_gradient = self.output_gradient.remove(&(unit, micro));
-        drop(self.working(self.unit(unit).activations.backward));
-        drop(output_gradient);
+        drop(self.working(backward));
+        let _parameters = match &kept {
+            Some(Kept::Graph { parameters, .. }) => parameters.clone(),
+            _ => None,
+        };
+        drop((kept, output_gradient));
+        let waiting = Kept::PutOff { _tensors: self.activations(put_off), _parameters };
+        self.kept.insert((unit, micro), waiting);
+        if put_off == 0 {
+            self.take_gradients(unit);
+        }
         if unit > 0 {
             let gradient = self.activations(self.unit(unit - 1).activations.output);
             self.output_gradient.insert((unit - 1, micro), gradient);
@@ -246,6 +266,10 @@ impl<'a> Walk<'a> {
 
     fn backward_weight(&mut self, unit: usize, micro: usize) {
         drop(self.kept.remove(&(unit, micro)));
+        self.take_gradients(unit);
+    }
+
+    fn take_gradients(&mut self, unit: usize) {
         let sizes = self.unit(unit);
         self.accumulate(unit, sizes.owned);
         for tied in &sizes.tied {
@@ -263,7 +287,7 @@ impl<'a> Walk<'a> {
             let gradient = self.activations(self.unit(unit - 1).activations.output);
             self.output_gradient.insert((unit - 1, micro), gradient);
         }
-        self.backward_weight(unit, micro);
+        self.take_gradients(unit);
     }
 
     /// Adds a gradient of so many elements to those of a unit.

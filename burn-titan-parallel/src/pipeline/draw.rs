@@ -146,16 +146,32 @@ fn shade(kind: Kind, place: usize, stages: usize) -> String {
     format!("#{red:02x}{green:02x}{blue:02x}")
 }
 
-/// `line` as an SVG without scripts or outside files. Steps are coloured by kind, darker for a rank's later stages;
-/// where the pale ground of a row shows, the rank waits; lines are messages, in the colour of the step that made
-/// them; the part of the time in which a rank is idle stands behind its row.
-pub fn svg(title: &str, line: &TimeLine) -> String {
-    let picture = Picture::new(line);
-    let mut svg = String::new();
-    picture.head(&mut svg, title);
-    picture.rows(&mut svg);
-    picture.messages(&mut svg);
-    line.ranks.iter().enumerate().for_each(|(rank, spans)| picture.steps(&mut svg, rank, spans));
+/// Time lines with their titles as an SVG without scripts or outside files, one above the other at one scale. Steps are
+/// coloured by kind, darker for a rank's later stages; where the pale ground of a row shows, the rank waits; lines are
+/// messages, in the colour of the step that made them; the part of the time in which a rank is idle stands behind its
+/// row.
+pub fn svg(lines: &[(&str, &TimeLine)]) -> String {
+    let mut pictures: Vec<_> = lines.iter().map(|(_, line)| Picture::new(line)).collect();
+    let scale = pictures.iter().map(|picture| picture.scale).reduce(f64::min).unwrap_or(0.0);
+    let mut top = 0.0;
+    for picture in &mut pictures {
+        (picture.top, picture.scale) = (top, scale);
+        picture.width = scale * picture.line.makespan();
+        top = picture.y(picture.line.ranks.len()) + BOTTOM;
+    }
+    let width = pictures.iter().map(|picture| picture.width).fold(TIME.0, f64::max);
+    let (width, height) = (LEFT + width + RIGHT, top);
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width:.0} {height:.0}\" width=\"{width:.0}\" \
+         height=\"{height:.0}\" font-family=\"sans-serif\" font-size=\"10\">\n"
+    );
+    for (picture, (title, line)) in pictures.iter().zip(lines) {
+        picture.head(&mut svg, title);
+        picture.rows(&mut svg);
+        picture.messages(&mut svg);
+        let ranks = line.ranks.iter().enumerate();
+        ranks.for_each(|(rank, spans)| picture.steps(&mut svg, rank, spans));
+    }
     svg.push_str("</svg>\n");
     svg
 }
@@ -163,6 +179,8 @@ pub fn svg(title: &str, line: &TimeLine) -> String {
 struct Picture<'a> {
     line: &'a TimeLine,
     names: Names,
+    /// Pixels above it.
+    top: f64,
     start: f64,
     /// Pixels of a unit of time.
     scale: f64,
@@ -178,54 +196,52 @@ impl<'a> Picture<'a> {
         let makespan = line.makespan();
         let width = (wanted * makespan).clamp(TIME.0, TIME.1);
         let scale = if makespan > 0.0 { width / makespan } else { 0.0 };
-        Self { line, names, start: line.extent().0, scale, width }
+        Self { line, names, top: 0.0, start: line.extent().0, scale, width }
     }
 
     fn x(&self, time: f64) -> f64 {
         LEFT + (time - self.start) * self.scale
     }
 
-    fn y(rank: usize) -> f64 {
-        TOP + rank as f64 * (ROW + GAP)
+    fn y(&self, rank: usize) -> f64 {
+        self.top + TOP + rank as f64 * (ROW + GAP)
     }
 
     fn head(&self, svg: &mut String, title: &str) {
-        let width = LEFT + self.width + RIGHT;
-        let height = Self::y(self.line.ranks.len()) + BOTTOM;
-        writes(
-            svg,
-            format_args!(
-                "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width:.0} {height:.0}\" width=\"{width:.0}\" \
-                 height=\"{height:.0}\" font-family=\"sans-serif\" font-size=\"10\">\n"
-            ),
-        );
         let heading = format!("{title}: bubble {}", percent(self.line.mean_bubble()));
-        label(svg, LEFT, 18.0, "start", &format!("fill=\"{TEXT}\" font-size=\"14\""), &heading);
+        label(
+            svg,
+            LEFT,
+            self.top + 18.0,
+            "start",
+            &format!("fill=\"{TEXT}\" font-size=\"14\""),
+            &heading,
+        );
         let mut x = LEFT;
         for kind in &self.names.kinds {
             let fill = shade(*kind, 0, 1);
-            rectangle(svg, x, 30.0, 12.0, 12.0, &format!("fill=\"{fill}\""));
+            rectangle(svg, x, self.top + 30.0, 12.0, 12.0, &format!("fill=\"{fill}\""));
             let text = format!("{} {}", kind.letter(), meaning(*kind));
-            label(svg, x + 17.0, 40.0, "start", &format!("fill=\"{TEXT}\""), &text);
+            label(svg, x + 17.0, self.top + 40.0, "start", &format!("fill=\"{TEXT}\""), &text);
             x += 34.0 + CHARACTER * text.len() as f64;
         }
         if self.names.stages {
             let note = "darker: a later stage of the rank";
-            label(svg, x, 40.0, "start", &format!("fill=\"{TEXT}\""), note);
+            label(svg, x, self.top + 40.0, "start", &format!("fill=\"{TEXT}\""), note);
         }
     }
 
     fn rows(&self, svg: &mut String) {
         let text = format!("fill=\"{TEXT}\"");
         for rank in 0..self.line.ranks.len() {
-            let (y, baseline) = (Self::y(rank), Self::y(rank) + 0.65 * ROW);
+            let (y, baseline) = (self.y(rank), self.y(rank) + 0.65 * ROW);
             let ground = format!("fill=\"{TEXT}\" fill-opacity=\"0.15\"");
             rectangle(svg, LEFT, y, self.width, ROW, &ground);
             label(svg, LEFT - 8.0, baseline, "end", &text, &format!("rank {rank}"));
             let idle = percent(self.line.bubble(rank));
             label(svg, LEFT + self.width + 8.0, baseline, "start", &text, &idle);
         }
-        let y = Self::y(self.line.ranks.len()) + 8.0;
+        let y = self.y(self.line.ranks.len()) + 8.0;
         label(svg, LEFT, y, "start", &text, "0");
         label(svg, LEFT + self.width, y, "end", &text, &number(self.line.makespan()));
     }
@@ -244,9 +260,9 @@ impl<'a> Picture<'a> {
                 format_args!(
                     "<line x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\" stroke=\"{}\" stroke-opacity=\"0.6\"/>\n",
                     self.x(transfer.start),
-                    Self::y(transfer.from) + edges.0,
+                    self.y(transfer.from) + edges.0,
                     self.x(transfer.end),
-                    Self::y(transfer.to) + edges.1,
+                    self.y(transfer.to) + edges.1,
                     shade(kind, 0, 1),
                 ),
             );
@@ -262,14 +278,14 @@ impl<'a> Picture<'a> {
             rectangle(
                 svg,
                 x,
-                Self::y(rank),
+                self.y(rank),
                 (width - 0.6).max(0.2),
                 ROW,
                 &format!("fill=\"{fill}\""),
             );
             let name = self.names.of(span.step);
             if width >= CHARACTER * name.len() as f64 {
-                let y = Self::y(rank) + 0.65 * ROW;
+                let y = self.y(rank) + 0.65 * ROW;
                 label(svg, x + width / 2.0, y, "middle", "fill=\"#fff\"", &name);
             }
         }

@@ -51,6 +51,26 @@ impl Pipeline {
         tied.dedup();
         tied
     }
+
+    /// The action that sends a message.
+    pub(super) fn sending(&self, message: Message) -> Action {
+        let Range { start, end } = self.stages[message.stage];
+        let micro = message.micro;
+        match message.value {
+            Value::Activation => Action::SendActivation { unit: end - 1, micro },
+            Value::Gradient => Action::SendGradient { unit: start - 1, micro },
+        }
+    }
+
+    /// The action that receives a message.
+    pub(super) fn receiving(&self, message: Message) -> Action {
+        let Range { start, end } = self.stages[message.stage];
+        let micro = message.micro;
+        match message.value {
+            Value::Activation => Action::ReceiveActivation { unit: end - 1, micro },
+            Value::Gradient => Action::ReceiveGradient { unit: start - 1, micro },
+        }
+    }
 }
 
 /// The training step of a rank: its stages in the order of the schedule, with the messages between them. Units of a
@@ -61,8 +81,8 @@ pub fn pipelined(pipeline: &Pipeline, rank: usize, strategy: &Strategy) -> Progr
     for (at, operation) in operations.iter().enumerate() {
         match *operation {
             Operation::Compute(step) => writer.compute(step, &operations[at + 1..]),
-            Operation::Send { message, .. } => writer.messages.push(writer.send(message)),
-            Operation::Receive { message, .. } => writer.messages.push(writer.receive(message)),
+            Operation::Send { message, .. } => writer.messages.push(pipeline.sending(message)),
+            Operation::Receive { message, .. } => writer.messages.push(pipeline.receiving(message)),
         }
     }
     let Stages { visits, messages, .. } = writer;
@@ -78,24 +98,6 @@ struct Stages<'a> {
 }
 
 impl Stages<'_> {
-    fn send(&self, message: Message) -> Action {
-        let Range { start, end } = self.pipeline.stages[message.stage];
-        let micro = message.micro;
-        match message.value {
-            Value::Activation => Action::SendActivation { unit: end - 1, micro },
-            Value::Gradient => Action::SendGradient { unit: start - 1, micro },
-        }
-    }
-
-    fn receive(&self, message: Message) -> Action {
-        let Range { start, end } = self.pipeline.stages[message.stage];
-        let micro = message.micro;
-        match message.value {
-            Value::Activation => Action::ReceiveActivation { unit: end - 1, micro },
-            Value::Gradient => Action::ReceiveGradient { unit: start - 1, micro },
-        }
-    }
-
     fn compute(&mut self, step: Step, later: &[Operation]) {
         let Step { kind, stage, micro } = step;
         let units = self.pipeline.stages[stage].clone();

@@ -1,6 +1,7 @@
 //! Every way to spread a run over ranks gives the numbers of one rank.
 
 mod breadth_first;
+mod bubble;
 mod checkpoints;
 mod data;
 mod equal;

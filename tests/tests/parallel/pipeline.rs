@@ -1,5 +1,8 @@
 //! Pipeline parallelism against one rank: 20 steps from one seed, with every schedule.
 
+use std::fs;
+
+use burn_titan_parallel::pipeline::{Family, Shape, csv};
 use burn_titan_tests::runs::{Run, random_tokens};
 
 use crate::equal::{assert_close, curve};
@@ -160,15 +163,15 @@ fn pipelines_that_cannot_be_are_refused() {
         error.to_string()
     };
     for (ranks, name, message) in [
-        (9, "1f1b", "9 ranks x 1 stages = 9 stages, but the model has only 8 blocks"),
-        (5, "zbv", "5 ranks x 2 stages = 10 stages, but the model has only 8 blocks"),
+        (9, "1f1b", "9 stages on 9 ranks, but the model has only 8 blocks"),
+        (5, "zbv", "10 stages on 5 ranks, but the model has only 8 blocks"),
     ] {
         let found = refused(ranks, &[&degree(ranks), &schedule(name)]);
         assert!(found.contains(message), "{found}");
     }
     let units = "parallelism.pipeline_parallel_first_units";
     for (list, message) in [
-        ("[layers.4, layers.6]", "3 stages are given by hand, but 2 ranks x 1 stages are 2"),
+        ("[layers.4, layers.6]", "3 stages are given by hand, but the schedule has 2 on 2 ranks"),
         ("[layers.9]", "`layers.9` begins no stage: expected a unit from `layers.0` to `head`"),
     ] {
         let found = refused(2, &[&degree(2), &format!("{units}={list}")]);
@@ -177,4 +180,91 @@ fn pipelines_that_cannot_be_are_refused() {
     let each = "parallelism.pipeline_parallel_stages_per_rank=2";
     let found = refused(2, &[&degree(2), each]);
     assert!(found.contains("1f1b takes 1 stages per rank"), "{found}");
+}
+
+/// The file of a schedule that is built in.
+fn schedule_file(run: &Run, family: Family, micro_batches: usize) {
+    let (each, _) = family.stages_per_rank().unwrap_or((1, ""));
+    let schedule = family.schedule(Shape { ranks: 2, stages_per_rank: each, micro_batches });
+    let text = csv::write(&schedule.expect("counts")).expect("a schedule that ends");
+    run.write("schedule.csv", text.as_bytes());
+}
+
+const CSV: [&str; 2] = [
+    "parallelism.pipeline_parallel_schedule=csv",
+    "parallelism.pipeline_parallel_schedule_csv=HERE/schedule.csv",
+];
+
+#[test]
+fn a_schedule_from_a_file() {
+    for family in [Family::ZeroBubble, Family::DualPipeV] {
+        let named = deep();
+        named.simulate(2, &[&degree(2), &schedule(family.name())]);
+        let read = deep();
+        schedule_file(&read, family, 8);
+        read.simulate(2, &[&[&*degree(2)], &CSV[..]].concat());
+        assert_eq!(named.curve(), read.curve(), "{}", family.name());
+    }
+}
+
+#[test]
+fn schedules_in_files_that_cannot_be_are_refused() {
+    let refused = |text: Option<&str>, words: &[&str]| {
+        let run = deep();
+        schedule_file(&run, Family::OneForwardOneBackward, 7);
+        if let Some(text) = text {
+            run.write("schedule.csv", text.as_bytes());
+        }
+        let error = run.try_simulate(2, &[&[&*degree(2)], words].concat());
+        let here = run.path("").display().to_string();
+        error.expect_err("it is refused").to_string().replace(&here, "HERE/")
+    };
+    let missing = "parallelism.pipeline_parallel_schedule_csv=HERE/shedule.csv";
+    let cases = [
+        (
+            None,
+            &CSV[..],
+            "the schedule `HERE/schedule.csv` is for 7 micro-batches, but the run has 8",
+        ),
+        (Some("0F0"), &CSV, "the schedule `HERE/schedule.csv` is for 1 ranks, but the run has 2"),
+        (
+            Some("0F0,0G0"),
+            &CSV,
+            "the schedule `HERE/schedule.csv`: row 1, column 2: \"0G0\" is no step",
+        ),
+        (None, &CSV[..1], "`parallelism.pipeline_parallel_schedule` is `csv`, so"),
+        (None, &CSV[1..], "but `parallelism.pipeline_parallel_schedule` is `1f1b`"),
+        (None, &[CSV[0], missing], "did you mean `HERE/schedule.csv`?"),
+    ];
+    for (text, words, message) in cases {
+        let found = refused(text, words);
+        assert!(found.contains(message), "{message}: {found}");
+    }
+    // Every micro-batch is there, but one backward comes before its forward.
+    let rank = |stage: usize, first: &str| {
+        let steps = (1..8).map(|micro| format!(",{stage}F{micro},{stage}B{micro}"));
+        first.to_string() + &steps.collect::<String>()
+    };
+    let text = rank(0, "0B0,0F0") + "\n" + &rank(1, "1F0,1B0");
+    let found = refused(Some(&text), &CSV);
+    assert!(found.contains("the schedule is wrong: "), "{found}");
+}
+
+/// Both pictures of `timeline.svg` have every step and every message.
+#[test]
+fn what_happened_is_drawn() {
+    for (name, kinds) in [("1f1b", 2), ("zb1p", 3)] {
+        let run = deep();
+        run.simulate(4, &[&degree(2), &schedule(name), "training.steps=3"]);
+        let svg = fs::read_to_string(run.path("out/timeline.svg")).expect("a picture");
+        let count = |what: &str| svg.matches(what).count();
+        // The last operation of either rank is a backward; each picture has a ground for both, and a legend.
+        let each = 2 * kinds * 4 + 2 + kinds;
+        assert_eq!(count("<rect "), 2 * each, "{name}");
+        assert_eq!(count("<line "), 2 * 2 * 4, "{name}");
+        assert!(svg.contains(&format!("{name}, step 2 as it was, in seconds: bubble ")), "{svg}");
+    }
+    let one = deep();
+    one.train(&["training.steps=3"]);
+    assert!(!one.path("out/timeline.svg").exists());
 }

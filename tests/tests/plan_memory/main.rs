@@ -1,6 +1,7 @@
 //! What `plan` counts is what a run holds. The tests of this file take turns, because they count what the whole
 //! process allocates.
 
+mod pipeline;
 mod shared;
 mod units;
 
@@ -39,11 +40,18 @@ fn measured_and_planned(ranks: usize, words: &[&str]) -> [usize; 2] {
     let words: Vec<String> = words.iter().map(ToString::to_string).collect();
     let prepared = prepare(&run.path("run.yaml"), &words, &registry, Some(ranks))
         .unwrap_or_else(|e| panic!("{e}"));
-    let planned = plan(&prepared, ranks).unwrap_or_else(|error| panic!("{error}")).memory.peak;
+    let plan = plan(&prepared, ranks).unwrap_or_else(|error| panic!("{error}"));
+    let planned = match plan.pipeline {
+        None => plan.memory.peak.bytes as usize * ranks,
+        Some(pipeline) => {
+            let along: u64 = pipeline.ranks.iter().map(|rank| rank.peak).sum();
+            along as usize * ranks / pipeline.ranks.len()
+        }
+    };
     let before = ALLOCATOR.in_use();
     ALLOCATOR.forget_peak();
     run.simulate(ranks, &words.iter().map(String::as_str).collect::<Vec<_>>());
-    [ALLOCATOR.peak() - before, planned.bytes as usize * ranks]
+    [ALLOCATOR.peak() - before, planned]
 }
 
 /// How a case's bytes compare, and whether they are further apart than a tenth. Ranks that are not all at their peak

@@ -7,7 +7,7 @@ use burn::tensor::{DType, Device, Tensor};
 use burn_titan_core::model::{
     Activations, Context, HeadOutput, Model, ModelFamily, Sharing, Stream, Unit, Workload,
 };
-use burn_titan_kernels::inject_gradient;
+use burn_titan_kernels::{inject_gradient, put_off_weights};
 use burn_titan_models::Llama3;
 use burn_titan_tests::tiny;
 use serde_json::json;
@@ -91,7 +91,7 @@ pub(super) fn measured(
     workload: &Workload,
     dim: usize,
     together: Together,
-) -> [usize; 4] {
+) -> [usize; 5] {
     let options = (&Device::flex(), workload.compute);
     let values: HashMap<String, Tensor<1>> = unit
         .parameters()
@@ -122,35 +122,49 @@ pub(super) fn measured(
     };
     let input = leaf.clone().map_or(Stream::Tokens(context.tokens.clone()), Stream::Hidden);
     let (output, kept, forward) = together.held(|| tracked.forward(input, context));
-    let gradient = hidden();
+    let gradient_of = |output: &Stream| matches!(output, Stream::Hidden(_)).then(hidden);
+    let gradient = gradient_of(&output);
+    let backward_of = |output, gradient: Option<Tensor<3>>| match output {
+        Stream::Loss(loss) => {
+            let seed = Tensor::full([1], 0.5, (&Device::flex(), DType::F32));
+            inject_gradient(loss, seed).backward()
+        }
+        Stream::Hidden(hidden) => {
+            inject_gradient(hidden, gradient.expect("one of the output")).backward()
+        }
+        other => panic!("no backward starts from {other:?}"),
+    };
     let (gradients, _, backward) = together.held(|| {
-        let mut gradients = match output {
-            Stream::Loss(loss) => {
-                let seed = Tensor::full([1], 0.5, (&Device::flex(), DType::F32));
-                inject_gradient(loss, seed).backward()
-            }
-            Stream::Hidden(hidden) => inject_gradient(hidden, gradient).backward(),
-            other => panic!("no backward starts from {other:?}"),
-        };
+        let mut gradients = backward_of(output, gradient);
         let mut taken: Vec<_> = Vec::new();
         tracked.take_gradients(&mut gradients, &mut |_, gradient| taken.push(gradient));
         (leaf.and_then(|leaf| leaf.grad_remove(&mut gradients)), taken)
     });
     drop(gradients);
-    [plain_forward, kept, forward, backward]
+    let (waiting, put_off, _) = together.held(|| {
+        let input = match first {
+            true => Stream::Tokens(context.tokens.clone()),
+            false => Stream::Hidden(hidden().autodiff().require_grad()),
+        };
+        let output = tracked.forward(input, context);
+        let gradient = gradient_of(&output);
+        put_off_weights(|| backward_of(output, gradient)).1
+    });
+    drop(waiting);
+    [plain_forward, kept, forward, backward, put_off]
 }
 
 /// What a unit says that it takes, as [`measured`] gives it.
-pub(super) fn said(unit: &dyn Unit, workload: &Workload) -> [usize; 4] {
+pub(super) fn said(unit: &dyn Unit, workload: &Workload) -> [usize; 5] {
     let a: Activations = unit.activations(workload).expect("a unit that knows");
     // All but the backward leave the output.
     let forward = [a.plain_forward, a.graph, a.graph + a.forward].map(|x| x + a.output);
     let [plain, graph, kept] = forward;
-    [plain, graph, kept, a.backward].map(|x| x as usize)
+    [plain, graph, kept, a.backward, a.put_off].map(|x| x as usize)
 }
 
 /// The names of these.
-pub(super) const MEASURED: [&str; 4] = ["plain forward", "graph", "forward", "backward"];
+pub(super) const MEASURED: [&str; 5] = ["plain forward", "graph", "forward", "backward", "put off"];
 
 /// Nodes of autodiff, and the memory in which the CPU's matrix product sorts its operands.
 pub(super) const SMALL: usize = 96 << 10;

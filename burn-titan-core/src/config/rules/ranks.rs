@@ -6,7 +6,8 @@ use burn_titan_parallel::Mesh;
 use burn_titan_parallel::launch::MOST_RANKS;
 
 use super::Rules;
-use crate::config::schema::{CommBackend, Config, DeviceKind, OptimizerKind};
+use crate::config::files::Wanted;
+use crate::config::schema::{CommBackend, Config, DeviceKind, OptimizerKind, PipelineSchedule};
 
 const REPLICATE: &str = "parallelism.data_parallel_replicate_degree";
 const SHARD: &str = "parallelism.data_parallel_shard_degree";
@@ -36,6 +37,7 @@ impl Rules<'_> {
             self.mesh();
             self.shared_tokens();
             self.split_matrices();
+            self.schedule_file();
         }
     }
 
@@ -78,6 +80,37 @@ impl Rules<'_> {
             let message = format!("`muon` needs whole matrices, but `{TENSOR}` splits them");
             let hint = format!("use `adamw`, or ranks of `{SHARD}` instead");
             self.report(&[NAME, TENSOR], &message, Some(&hint));
+        }
+    }
+
+    /// A schedule is named, or read from a file.
+    fn schedule_file(&mut self) {
+        const SCHEDULE: &str = "parallelism.pipeline_parallel_schedule";
+        const FILE: &str = "parallelism.pipeline_parallel_schedule_csv";
+        const STAGES: &str = "parallelism.pipeline_parallel_stages_per_rank";
+        let parallelism = &self.config.parallelism;
+        let schedule = parallelism.pipeline_parallel_schedule;
+        let stages = parallelism.pipeline_parallel_stages_per_rank;
+        match (schedule, &parallelism.pipeline_parallel_schedule_csv) {
+            (PipelineSchedule::Csv, None) => {
+                let message = format!("`{SCHEDULE}` is `csv`, so `{FILE}` is needed");
+                let hint = "see docs/pipeline.md for what such a file holds";
+                self.report(&[SCHEDULE], &message, Some(hint));
+            }
+            (PipelineSchedule::Csv, Some(path)) => {
+                self.path(FILE, path, Wanted::File);
+                if stages.is_some() {
+                    let message = format!("`{STAGES}`: the file of the schedule says the stages");
+                    self.report(&[STAGES], &message, Some("remove it"));
+                }
+            }
+            (_, Some(_)) => {
+                let message =
+                    format!("`{FILE}` is given, but `{SCHEDULE}` is `{}`", schedule.name());
+                let hint = format!("set `{SCHEDULE}` to `csv`, or remove the file");
+                self.report(&[FILE, SCHEDULE], &message, Some(&hint));
+            }
+            (_, None) => {}
         }
     }
 

@@ -1,5 +1,7 @@
 //! The section `parallelism`: how the run is spread over ranks.
 
+use std::path::PathBuf;
+
 use burn_titan_parallel::Degrees;
 use burn_titan_parallel::pipeline::Family;
 use schemars::JsonSchema;
@@ -24,6 +26,8 @@ pub struct ParallelismConfig {
     pub pipeline_parallel_degree: i64,
     /// The order in which the ranks of the pipeline compute; see `docs/pipeline.md`.
     pub pipeline_parallel_schedule: PipelineSchedule,
+    /// The schedule `csv`: a file with a row for each rank and a cell for each step, as torchtitan has it.
+    pub pipeline_parallel_schedule_csv: Option<PathBuf>,
     /// Stages that each rank of the pipeline has. Default: 2 where the schedule is for several, else 1.
     #[schemars(range(min = 1, max = 64))]
     pub pipeline_parallel_stages_per_rank: Option<usize>,
@@ -79,12 +83,15 @@ pub enum PipelineSchedule {
     /// Forwards beside backwards, two stages a rank, as a V (DeepSeek-AI, 2024).
     #[serde(rename = "dualpipev")]
     DualPipeV,
+    /// Read from the file `pipeline_parallel_schedule_csv`.
+    #[serde(rename = "csv")]
+    Csv,
 }
 
 impl PipelineSchedule {
-    /// The schedule.
-    pub fn family(self) -> Family {
-        match self {
+    /// The schedule that is built in; `None` for one that is read from a file.
+    pub fn family(self) -> Option<Family> {
+        Some(match self {
             Self::GPipe => Family::GPipe,
             Self::OneForwardOneBackward => Family::OneForwardOneBackward,
             Self::Interleaved => Family::Interleaved,
@@ -92,7 +99,13 @@ impl PipelineSchedule {
             Self::ZeroBubble => Family::ZeroBubble,
             Self::ZeroBubbleV => Family::ZeroBubbleV,
             Self::DualPipeV => Family::DualPipeV,
-        }
+            Self::Csv => return None,
+        })
+    }
+
+    /// Its name in a config.
+    pub fn name(self) -> &'static str {
+        self.family().map_or("csv", Family::name)
     }
 }
 
@@ -131,6 +144,7 @@ impl Default for ParallelismConfig {
             tensor_parallel_degree: 1,
             pipeline_parallel_degree: 1,
             pipeline_parallel_schedule: PipelineSchedule::default(),
+            pipeline_parallel_schedule_csv: None,
             pipeline_parallel_stages_per_rank: None,
             pipeline_parallel_first_units: vec![],
             context_parallel_degree: 1,
@@ -146,9 +160,8 @@ impl Default for ParallelismConfig {
 }
 
 impl ParallelismConfig {
-    /// Stages that each rank of the pipeline has.
-    pub fn pipeline_stages_per_rank(&self) -> usize {
-        let family = self.pipeline_parallel_schedule.family();
+    /// Stages that each rank of the pipeline has with a schedule that is built in.
+    pub fn pipeline_stages_per_rank(&self, family: Family) -> usize {
         let looped = matches!(family, Family::Interleaved | Family::LoopedBreadthFirst);
         let usual = family.stages_per_rank().map_or(if looped { 2 } else { 1 }, |(each, _)| each);
         self.pipeline_parallel_stages_per_rank.unwrap_or(usual)

@@ -84,7 +84,7 @@ fn as_text() {
 fn as_svg() {
     let schedule = interleaved(shape(2, 2, 4)).unwrap();
     let line = line(&schedule, StageCosts::UNIT);
-    let svg = draw::svg("a < b & c", &line);
+    let svg = draw::svg(&[("a < b & c", &line)]);
     let count = |what: &str| svg.matches(what).count();
     assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));
     assert!(svg.contains(">a &lt; b &amp; c: bubble 11.1%</text>"), "{svg}");
@@ -115,6 +115,6 @@ proptest! {
         for row in text.lines().take(3) {
             prop_assert!(row.split('|').nth(1).is_some_and(|time| time.len() <= columns), "{}", row);
         }
-        prop_assert!(draw::svg("any", &line).ends_with("</svg>\n"));
+        prop_assert!(draw::svg(&[("any", &line), ("again", &line)]).ends_with("</svg>\n"));
     }
 }
