@@ -13,6 +13,7 @@
 pub mod check;
 pub mod communicator;
 pub mod context_parallel;
+pub mod expert_parallel;
 pub mod host;
 pub mod join;
 pub mod launch;

@@ -119,6 +119,8 @@ pub enum Action {
         /// The unit.
         unit: usize,
     },
+    /// Sums, over all ranks, how many tokens each expert has met.
+    SumExpertLoads,
     /// Computes the global norm of all gradients and the factor that clips it.
     ClipGradientNorm,
     /// Updates every shard and frees its gradient.
@@ -145,7 +147,7 @@ impl Action {
             | Self::ReduceGradients { unit }
             | Self::AllReduceGradients { unit }
             | Self::AwaitGradients { unit } => Some(unit),
-            Self::ClipGradientNorm | Self::OptimizerStep => None,
+            Self::SumExpertLoads | Self::ClipGradientNorm | Self::OptimizerStep => None,
         }
     }
 }
@@ -188,6 +190,7 @@ impl fmt::Display for Action {
             Self::ReduceGradients { unit } => write!(f, "ReduceGradients({unit})"),
             Self::AllReduceGradients { unit } => write!(f, "AllReduceGradients({unit})"),
             Self::AwaitGradients { unit } => write!(f, "AwaitGradients({unit})"),
+            Self::SumExpertLoads => write!(f, "SumExpertLoads"),
             Self::ClipGradientNorm => write!(f, "ClipGradientNorm"),
             Self::OptimizerStep => write!(f, "OptimizerStep"),
         }

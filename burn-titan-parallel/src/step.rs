@@ -38,6 +38,8 @@ pub struct Strategy {
     pub replicas: usize,
     /// Whether ranks split the units' matrix products: parameters that several of them have are reduced once more.
     pub split: bool,
+    /// Whether the model has experts, whose loads are summed.
+    pub experts: bool,
 }
 
 impl Default for Strategy {
@@ -50,6 +52,7 @@ impl Default for Strategy {
             reduce_every_micro_batch: false,
             replicas: 1,
             split: false,
+            experts: false,
         }
     }
 }
@@ -108,6 +111,9 @@ fn write(
         writer.reduce(*unit);
     }
     writer.finish();
+    if strategy.experts {
+        writer.actions.push(Action::SumExpertLoads);
+    }
     writer.actions.extend([Action::ClipGradientNorm, Action::OptimizerStep]);
     Program { units, owned, micro_batches: strategy.micro_batches, actions: writer.actions }
 }

@@ -7,7 +7,9 @@ use burn::tensor::{Device, Tensor};
 use burn_titan_core::checkpoint::HostTensor;
 use burn_titan_core::config::{MuonAdjustLr, OptimizerConfig, OptimizerGroupConfig, OptimizerKind};
 use burn_titan_core::executor::{GradientStore, Layout, ParameterStore};
-use burn_titan_core::model::{Context, Initial, Model, ModuleUnit, PlanError, Stream, UnitModule};
+use burn_titan_core::model::{
+    Context, Initial, Model, ModuleUnit, ParameterRole, PlanError, Stream, UnitModule,
+};
 use burn_titan_core::optim::{MuonRule, Optimizer, clip_factor, muon_update};
 use burn_titan_kernels::{AdamwStep, adamw};
 use burn_titan_parallel::OneRank;
@@ -66,6 +68,8 @@ fn toy() -> Model {
         initial: Box::new(|_| Initial::Zeros),
         embedding: "",
         tensor_plan: Box::new(|| Err(PlanError::None)),
+        role: Box::new(|_| ParameterRole::Dense),
+        experts: None,
         shares_sequences: false,
     }
 }

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use burn::tensor::{DType, Device, Tensor};
 use burn_titan_kernels::{pack, unpack};
 use burn_titan_parallel::communicator::{all_gather_quantized, reduce_scatter_quantized};
-use burn_titan_parallel::{CommError, Work};
+use burn_titan_parallel::{CommError, Communicator, Work};
 
-use super::layout::{LocalParameter, UnitLayout};
+use super::layout::{LocalParameter, Sharers};
 use super::{GradientStore, Machine, ParameterStore};
 use crate::model::Context;
 
@@ -16,20 +16,23 @@ pub(crate) const BLOCK: usize = 256;
 
 /// A unit's full parameters on their way here; nothing where this rank holds them.
 pub(super) struct Gathering {
-    /// The bucket of those that belong to the unit.
-    owned: Option<Work<Tensor<1>>>,
+    /// Those that belong to the unit, by bucket.
+    owned: Vec<Option<Work<Tensor<1>>>>,
     /// Those that belong to an earlier unit, in order.
-    tied: Vec<Work<Tensor<1>>>,
+    tied: Vec<Option<Work<Tensor<1>>>>,
 }
 
-/// The sum of a unit's gradients under way.
-pub(super) enum Reducing {
-    /// There is no other rank: the gradients of the unit's own parameters, where they have one.
+/// The sums of a unit's gradients under way, by bucket.
+pub(super) struct Reducing(Vec<BucketSum>);
+
+/// The sum of the gradients of a bucket under way.
+enum BucketSum {
+    /// There is no other rank: the gradients of the parameters, where they have one.
     Here(Vec<Option<Tensor<1>>>),
     /// The bucket of them all.
     Summing {
         work: Work<Tensor<1>>,
-        /// Which of the unit's own parameters have a gradient.
+        /// Which of the parameters have a gradient.
         present: Vec<bool>,
     },
 }
@@ -38,31 +41,33 @@ impl Machine<'_> {
     /// Begins to gather a unit's parameters in the compute dtype.
     pub(super) fn gather(&self, unit: usize, parameters: &ParameterStore) -> Gathering {
         let layout = parameters.layout().unit(unit);
-        if self.groups.shard.size() == 1 {
-            return Gathering { owned: None, tied: vec![] };
-        }
-        let owned = (layout.bucket.elements() > 0).then(|| {
-            let lengths = layout.bucket.shard_lengths();
-            let pieces = layout.owned.iter().filter_map(|local| parameters.get(&local.spec.name));
-            let pieces: Vec<Tensor<1>> = pieces.map(|piece| piece.value()).collect();
-            self.gather_pieces(&pieces, &lengths)
+        let piece = |local: &LocalParameter| Some(parameters.get(&local.spec.name)?.value());
+        let owned = layout.buckets.iter().map(|bucket| {
+            let ranks = self.groups.sharers(bucket.sharers)?;
+            let pieces: Vec<Tensor<1>> = layout.members(bucket).filter_map(piece).collect();
+            Some(self.gather_pieces(ranks, &pieces, &bucket.flat.shard_lengths()))
         });
-        let tied = layout.tied.iter().map(|LocalParameter { spec, .. }| {
-            let lengths = parameters.layout().piece_lengths(&spec.name);
-            let piece: Vec<_> = parameters.get(&spec.name).map(|p| p.value()).into_iter().collect();
-            self.gather_pieces(&piece, &lengths)
+        let tied = layout.tied.iter().map(|local| {
+            let ranks = self.groups.sharers(local.sharers)?;
+            let lengths = parameters.layout().piece_lengths(&local.spec.name);
+            let piece: Vec<Tensor<1>> = piece(local).into_iter().collect();
+            Some(self.gather_pieces(ranks, &piece, &lengths))
         });
-        Gathering { owned, tied: tied.collect() }
+        Gathering { owned: owned.collect(), tied: tied.collect() }
     }
 
     /// Begins to gather what the ranks have each of a bucket, of which these pieces are here.
-    fn gather_pieces(&self, pieces: &[Tensor<1>], lengths: &[usize]) -> Work<Tensor<1>> {
-        let shard = &*self.groups.shard;
-        let packed = self.packed(pieces, lengths[shard.rank()]);
+    fn gather_pieces(
+        &self,
+        ranks: &dyn Communicator,
+        pieces: &[Tensor<1>],
+        lengths: &[usize],
+    ) -> Work<Tensor<1>> {
+        let packed = self.packed(pieces, lengths[ranks.rank()]);
         if self.quantize.parameters() && fills(lengths) {
-            return all_gather_quantized(shard, packed, lengths, BLOCK);
+            return all_gather_quantized(ranks, packed, lengths, BLOCK);
         }
-        shard.all_gather_floats(packed, lengths)
+        ranks.all_gather_floats(packed, lengths)
     }
 
     /// Tensors in one piece, in the compute dtype.
@@ -73,33 +78,40 @@ impl Machine<'_> {
         pack(pieces, self.compute, elements)
     }
 
-    /// Waits for a unit's parameters: each flat, by name, in the compute dtype, on the device.
+    /// Waits for a unit's parameters: each flat, by name, on the device; in the compute dtype, but for what nobody
+    /// shares because it balances routers.
     pub(super) fn gathered(
         &self,
         unit: usize,
         gathering: Gathering,
         parameters: &ParameterStore,
     ) -> Result<HashMap<String, Tensor<1>>, CommError> {
-        let UnitLayout { owned, tied, .. } = parameters.layout().unit(unit);
+        let layout = parameters.layout().unit(unit);
         let mut full = HashMap::new();
-        if self.groups.shard.size() == 1 {
-            for LocalParameter { spec, .. } in owned.iter().chain(tied) {
-                let whole = parameters.get(&spec.name).expect("a rank that shares with none");
-                full.insert(
-                    spec.name.clone(),
-                    moved(whole.value().cast(self.compute), self.device),
-                );
-            }
-            return Ok(full);
+        let whole = |local: &LocalParameter| {
+            let whole = parameters.get(&local.spec.name).expect("a rank that shares with none");
+            let value = match local.sharers {
+                Sharers::Nobody => whole.value(),
+                _ => whole.value().cast(self.compute),
+            };
+            (local.spec.name.clone(), moved(value, self.device))
+        };
+        for (bucket, work) in layout.buckets.iter().zip(gathering.owned) {
+            let Some(work) = work else {
+                full.extend(layout.members(bucket).map(whole));
+                continue;
+            };
+            let lengths: Vec<usize> =
+                layout.members(bucket).map(LocalParameter::elements).collect();
+            let values = moved(work.wait()?, self.device);
+            let names = layout.members(bucket).map(|local| local.spec.name.clone());
+            full.extend(names.zip(unpack(values, &lengths, self.compute)));
         }
-        if let Some(work) = gathering.owned {
-            let lengths: Vec<usize> = owned.iter().map(LocalParameter::elements).collect();
-            let bucket = moved(work.wait()?, self.device);
-            let names = owned.iter().map(|local| local.spec.name.clone());
-            full.extend(names.zip(unpack(bucket, &lengths, self.compute)));
-        }
-        for (local, work) in tied.iter().zip(gathering.tied) {
-            full.insert(local.spec.name.clone(), moved(work.wait()?, self.device));
+        for (local, work) in layout.tied.iter().zip(gathering.tied) {
+            full.extend([match work {
+                Some(work) => (local.spec.name.clone(), moved(work.wait()?, self.device)),
+                None => whole(local),
+            }]);
         }
         Ok(full)
     }
@@ -179,37 +191,50 @@ impl Machine<'_> {
         full: &mut GradientStore,
     ) -> Reducing {
         let layout = parameters.layout().unit(unit);
-        let gradients: Vec<_> =
-            layout.owned.iter().map(|local| full.take(&local.spec.name)).collect();
-        let elements = layout.bucket.elements();
-        if self.groups.shard.size() * self.groups.replicate.size() == 1 || elements == 0 {
-            return Reducing::Here(gradients);
-        }
-        let present = gradients.iter().map(Option::is_some).collect();
-        let gradients: Vec<Tensor<1>> = gradients
-            .into_iter()
-            .zip(&layout.owned)
-            .map(|(gradient, local)| self.or_zeros(gradient, local))
-            .collect();
-        let (shard, lengths) = (&*self.groups.shard, layout.bucket.shard_lengths());
-        let quantized = self.quantize.gradients() && shard.size() > 1 && fills(&lengths);
-        let dtype = if quantized { DType::F32 } else { self.reduce };
-        let bucket = moved(pack(&gradients, dtype, elements), parameters.device());
-        let work = match quantized {
-            true => reduce_scatter_quantized(shard, bucket, &lengths, BLOCK),
-            false => shard.reduce_scatter_sum(bucket, &lengths),
-        };
-        Reducing::Summing { work, present }
+        let sums = layout.buckets.iter().map(|bucket| {
+            let locals: Vec<&LocalParameter> = layout.members(bucket).collect();
+            let gradients: Vec<_> =
+                locals.iter().map(|local| full.take(&local.spec.name)).collect();
+            let ranks = match bucket.sharers {
+                Sharers::Shard => &*self.groups.shard,
+                Sharers::ExpertShard => &*self.groups.expert_shard,
+                // What nobody shares has no gradients.
+                Sharers::Nobody => return BucketSum::Here(gradients),
+            };
+            if ranks.size() * self.groups.replicate.size() == 1 {
+                return BucketSum::Here(gradients);
+            }
+            let present = gradients.iter().map(Option::is_some).collect();
+            let pairs = gradients.into_iter().zip(locals);
+            let gradients: Vec<Tensor<1>> =
+                pairs.map(|(gradient, local)| self.or_zeros(gradient, local)).collect();
+            let lengths = bucket.flat.shard_lengths();
+            let quantized = self.quantize.gradients() && ranks.size() > 1 && fills(&lengths);
+            let dtype = if quantized { DType::F32 } else { self.reduce };
+            let packed = pack(&gradients, dtype, bucket.flat.elements());
+            let packed = moved(packed, parameters.device());
+            let work = match quantized {
+                true => reduce_scatter_quantized(ranks, packed, &lengths, BLOCK),
+                false => ranks.reduce_scatter_sum(packed, &lengths),
+            };
+            BucketSum::Summing { work, present }
+        });
+        Reducing(sums.collect())
     }
 
-    /// Waits for the sum over the ranks that share the parameters and begins the one over the copies.
+    /// Waits for the sums over the ranks that share the parameters and begins those over the copies.
     pub(super) fn all_reduce(&self, reducing: Reducing) -> Result<Reducing, CommError> {
-        let Reducing::Summing { work, present } = reducing else { return Ok(reducing) };
-        let work = self.groups.replicate.all_reduce_sum(work.wait()?);
-        Ok(Reducing::Summing { work, present })
+        let sum = |sum: BucketSum| match sum {
+            BucketSum::Summing { work, present } => {
+                let work = self.groups.replicate.all_reduce_sum(work.wait()?);
+                Ok(BucketSum::Summing { work, present })
+            }
+            here => Ok(here),
+        };
+        Ok(Reducing(reducing.0.into_iter().map(sum).collect::<Result<_, CommError>>()?))
     }
 
-    /// Waits for the sum of a unit's gradients and adds this rank's pieces of it to `sums`.
+    /// Waits for the sums of a unit's gradients and adds this rank's pieces of them to `sums`.
     pub(super) fn reduced(
         &self,
         unit: usize,
@@ -218,29 +243,31 @@ impl Machine<'_> {
         sums: &mut GradientStore,
     ) -> Result<(), CommError> {
         let layout = parameters.layout().unit(unit);
-        let (work, present) = match reducing {
-            Reducing::Here(gradients) => {
-                for (local, gradient) in layout.owned.iter().zip(gradients) {
-                    if let Some(gradient) = gradient {
-                        sums.accumulate(&local.spec.name, moved(gradient, parameters.device()));
+        for (bucket, sum) in layout.buckets.iter().zip(reducing.0) {
+            let (work, present) = match sum {
+                BucketSum::Here(gradients) => {
+                    for (local, gradient) in layout.members(bucket).zip(gradients) {
+                        if let Some(gradient) = gradient {
+                            sums.accumulate(&local.spec.name, moved(gradient, parameters.device()));
+                        }
                     }
+                    continue;
                 }
-                return Ok(());
-            }
-            Reducing::Summing { work, present } => (work, present),
-        };
-        let here = |local: &LocalParameter| {
-            parameters.get(&local.spec.name).map_or(0, |piece| piece.range.len())
-        };
-        let lengths: Vec<usize> =
-            layout.owned.iter().map(here).filter(|length| *length > 0).collect();
-        let mut pieces = unpack(work.wait()?, &lengths, DType::F32).into_iter();
-        for (local, present) in layout.owned.iter().zip(present) {
-            let piece = if here(local) > 0 { pieces.next() } else { None };
-            match piece {
-                Some(piece) if present => sums.accumulate(&local.spec.name, piece),
-                None if present => sums.note(&local.spec.name),
-                _ => {}
+                BucketSum::Summing { work, present } => (work, present),
+            };
+            let here = |local: &LocalParameter| {
+                parameters.get(&local.spec.name).map_or(0, |piece| piece.range.len())
+            };
+            let lengths = layout.members(bucket).map(here).filter(|length| *length > 0);
+            let lengths: Vec<usize> = lengths.collect();
+            let mut pieces = unpack(work.wait()?, &lengths, DType::F32).into_iter();
+            for (local, present) in layout.members(bucket).zip(present) {
+                let piece = if here(local) > 0 { pieces.next() } else { None };
+                match piece {
+                    Some(piece) if present => sums.accumulate(&local.spec.name, piece),
+                    None if present => sums.note(&local.spec.name),
+                    _ => {}
+                }
             }
         }
         Ok(())

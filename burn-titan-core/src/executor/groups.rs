@@ -9,16 +9,20 @@ use burn_titan_parallel::{
 
 use burn_titan_parallel::check::Scope;
 use burn_titan_parallel::context_parallel::{ContextParallel, Method};
+use burn_titan_parallel::expert_parallel::ExpertParallel;
 use burn_titan_parallel::tensor_parallel::TensorParallel;
 
-use super::layout::Sharding;
-use crate::model::{Parallel, TensorRank};
+use super::layout::{Sharding, Sharers};
+use crate::model::{ExpertRank, Parallel, TensorRank};
 
 /// The groups of one rank, one for each purpose.
 pub struct Groups {
     /// The ranks that share what a rank of `tp` has of the parameters: each holds a shard of every unit. Those of
     /// `dp_shard` and of `cp`.
     pub shard: Box<dyn Communicator>,
+    /// The ranks that share the parameters of the same experts, where experts are dealt out. Those that `ep` leaves of
+    /// `dp_shard`, `cp` and `tp`.
+    pub expert_shard: Box<dyn Communicator>,
     /// The ranks that hold the same shard, one in each copy of the model.
     pub replicate: Box<dyn Communicator>,
     /// The ranks that hold one copy of the model together.
@@ -29,7 +33,9 @@ pub struct Groups {
     pub tensor: Peers,
     /// The ranks that split each sequence.
     pub context: Peers,
-    /// How modules use these two.
+    /// The ranks that have all experts together.
+    pub expert: Peers,
+    /// How modules use these three.
     pub parallel: Parallel,
     /// The ranks that have other stages of the pipeline, by their places there.
     pub pipeline: Box<dyn Communicator>,
@@ -156,11 +162,13 @@ impl Groups {
         let roles = Roles { rank: 0, data: vec![0], loss: vec![true], samples: vec![true] };
         Self {
             shard: one(),
+            expert_shard: one(),
             replicate: one(),
             norm: one(),
             world: one(),
             tensor: Peers::alone(),
             context: Peers::alone(),
+            expert: Peers::alone(),
             parallel: Parallel::alone(),
             pipeline: one(),
             tied: one(),
@@ -187,6 +195,13 @@ impl Groups {
         });
         let tensor = Peers::new(along("tp", &[Axis::Tensor])?);
         let context = Peers::new(along("cp", &[Axis::Context])?);
+        // Where experts are not dealt out, they lie as other parameters do.
+        let dealt = ExpertRank::of(mesh, world.rank()).deals();
+        let expert = Peers::new(along("ep", &[Axis::Expert])?);
+        let expert_shard: Box<dyn Communicator> = match dealt {
+            true => along("ep_shard", &[Axis::ExpertShard])?,
+            false => Box::new(OneRank),
+        };
         let stages = mesh.group(world.rank(), Axis::Pipeline);
         let here = mesh.coordinate(world.rank(), Axis::Pipeline);
         let tied: Box<dyn Communicator> = match split.tied {
@@ -204,14 +219,17 @@ impl Groups {
             ),
             chunks: split.chunks,
             context: ContextParallel::new(context.clone(), split.context),
+            expert: ExpertParallel::new(expert.clone()),
         };
         Ok(Self {
             shard: along("dp_shard", &[Axis::DataShard, Axis::Context])?,
+            expert_shard,
             replicate: along("dp_replicate", &[Axis::DataReplicate])?,
             norm: along("norm", Scope::Norm.axes())?,
             world: along("world", &Axis::ALL)?,
             tensor,
             context,
+            expert,
             parallel,
             pipeline: along("pp", &[Axis::Pipeline])?,
             tied,
@@ -227,7 +245,16 @@ impl Groups {
         let (rank, ranks) = (self.shard.rank(), self.shard.size());
         let sequence = self.parallel.tensor.cuts_stream();
         let tensor = TensorRank { rank: self.tensor.rank(), ranks: self.tensor.size(), sequence };
-        Sharding { rank, ranks, tensor }
+        let expert = match self.expert.several() {
+            false => ExpertRank::ALONE,
+            true => ExpertRank {
+                rank: self.expert.rank(),
+                ranks: self.expert.size(),
+                shard: self.expert_shard.rank(),
+                shards: self.expert_shard.size(),
+            },
+        };
+        Sharding { rank, ranks, tensor, expert }
     }
 
     /// The ranks at these places of `tp`, this rank's among them.
@@ -241,6 +268,16 @@ impl Groups {
         let known = self.holders.iter().find(|(known, _)| known == places);
         let (_, communicator) = known.expect("a group for each part of a parameter");
         &**communicator
+    }
+
+    /// The ranks that share parameters by a rule, if there are others.
+    pub(super) fn sharers(&self, sharers: Sharers) -> Option<&dyn Communicator> {
+        let communicator = match sharers {
+            Sharers::Shard => &*self.shard,
+            Sharers::ExpertShard => &*self.expert_shard,
+            Sharers::Nobody => return None,
+        };
+        (communicator.size() > 1).then_some(communicator)
     }
 
     /// The place on `pp` of the rank that has a unit.
@@ -261,7 +298,8 @@ impl Groups {
     /// The first error of such an exchange.
     pub fn check(&self) -> Result<(), CommError> {
         self.tensor.check()?;
-        self.context.check()
+        self.context.check()?;
+        self.expert.check()
     }
 
     /// Whether there are other ranks.
@@ -284,9 +322,20 @@ impl Groups {
         // Each as two numbers, for integers of devices have 32 bits.
         let halves = |count: usize| [(count >> 24) as i32, (count & 0xff_ffff) as i32];
         let parts: Vec<i32> = counts.into_iter().flat_map(halves).collect();
-        let sum = self.world.all_reduce(integers(&parts, device).into(), Reduction::Sum).wait()?;
-        let sum = host_integers(sum.int());
+        let sum = self.sums(&parts, device)?;
         Ok(std::array::from_fn(|i| ((sum[2 * i] as usize) << 24) + sum[2 * i + 1] as usize))
+    }
+
+    /// The sums of numbers over all ranks; they must fit into 32 bits.
+    ///
+    /// # Errors
+    /// If the exchange fails.
+    pub fn sums(&self, numbers: &[i32], device: &Device) -> Result<Vec<i32>, CommError> {
+        if !self.several() {
+            return Ok(numbers.to_vec());
+        }
+        let sum = self.world.all_reduce(integers(numbers, device).into(), Reduction::Sum);
+        Ok(host_integers(sum.wait()?.int()))
     }
 
     /// The largest of a number over all ranks.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use burn_titan_parallel::placement::FlatBucket;
 
 use crate::checkpoint::{Region, TensorError};
-use crate::model::{Cut, Model, ParameterSpec, PlanError, TensorRank};
+use crate::model::{Cut, ExpertRank, Model, ParameterRole, ParameterSpec, PlanError, TensorRank};
 
 /// This rank among those that hold the parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,15 +17,38 @@ pub struct Sharding {
     pub ranks: usize,
     /// This rank among those that split matrix products.
     pub tensor: TensorRank,
+    /// This rank among those that deal out the experts.
+    pub expert: ExpertRank,
 }
 
 impl Sharding {
     /// One rank holds everything.
-    pub const WHOLE: Self = Self { rank: 0, ranks: 1, tensor: TensorRank::ALONE };
+    pub const WHOLE: Self =
+        Self { rank: 0, ranks: 1, tensor: TensorRank::ALONE, expert: ExpertRank::ALONE };
+
+    /// The ranks that share parameters by a rule: this one, and how many they are.
+    pub fn sharers(&self, sharers: Sharers) -> (usize, usize) {
+        match sharers {
+            Sharers::Shard => (self.rank, self.ranks),
+            Sharers::ExpertShard => (self.expert.shard, self.expert.shards),
+            Sharers::Nobody => (0, 1),
+        }
+    }
+}
+
+/// Which ranks share a parameter, after what each has of it by `tp` and `ep`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharers {
+    /// Those of `dp_shard` and `cp`.
+    Shard,
+    /// Those that have the same experts.
+    ExpertShard,
+    /// Every rank has all of it.
+    Nobody,
 }
 
 /// How the parameters of a model lie on the ranks. Each parameter belongs to the first unit that has it. A rank of
-/// `tp` has a [`Cut`] of each; the cuts of a unit are one [`FlatBucket`] on the ranks that share them.
+/// `tp` and `ep` has a [`Cut`] of each; the cuts of a unit that the same ranks share are one [`FlatBucket`] there.
 pub struct Layout {
     sharding: Sharding,
     units: Vec<UnitLayout>,
@@ -33,13 +56,15 @@ pub struct Layout {
     places: HashMap<String, (usize, usize)>,
 }
 
-/// A parameter, and what of it this rank of `tp` has.
+/// A parameter, and what of it this rank of `tp` and `ep` has.
 #[derive(Debug, Clone)]
 pub struct LocalParameter {
     /// Name and shape of the whole parameter.
     pub spec: ParameterSpec,
     /// What is here.
     pub cut: Cut,
+    /// Who shares that.
+    pub sharers: Sharers,
     /// Whether it belongs to a unit of another stage, and this is a copy for a unit that has it too.
     pub copy: bool,
     /// Whether a unit of another stage has it too.
@@ -52,13 +77,13 @@ impl LocalParameter {
         self.cut.elements()
     }
 
-    /// Whether, of the ranks of `tp` and the stages that have the same, this is the one that counts: in a norm, in a
+    /// Whether, of the ranks and the stages that have the same, this is the one that counts: in a norm, in a
     /// checkpoint.
-    pub fn counts(&self, tensor: TensorRank) -> bool {
-        if self.copy {
+    pub fn counts(&self, sharding: Sharding) -> bool {
+        if self.copy || (self.sharers == Sharers::Nobody && sharding.rank > 0) {
             return false;
         }
-        self.cut.holders.start == tensor.rank || self.cut.holders.len() == 1
+        self.cut.holders.start == sharding.tensor.rank || self.cut.holders.len() == 1
     }
 
     /// These elements of the cut, row-major, as a part of the whole parameter.
@@ -73,15 +98,54 @@ impl LocalParameter {
 
 /// The parameters of a unit.
 pub struct UnitLayout {
-    /// Those that belong to it, in the order of the bucket.
+    /// Those that belong to it.
     pub owned: Vec<LocalParameter>,
     /// Those that belong to an earlier unit.
     pub tied: Vec<LocalParameter>,
-    /// How the owned ones are shared.
-    pub bucket: FlatBucket,
+    /// How the owned ones are shared: a bucket for each kind of sharers that there are.
+    pub buckets: Vec<Bucket>,
+}
+
+/// Parameters of a unit that the same ranks share.
+pub struct Bucket {
+    /// The ranks.
+    pub sharers: Sharers,
+    /// Places among the unit's own parameters, in order.
+    pub members: Vec<usize>,
+    /// Where they lie.
+    pub flat: FlatBucket,
 }
 
 impl UnitLayout {
+    fn new(owned: Vec<LocalParameter>, tied: Vec<LocalParameter>, sharding: Sharding) -> Self {
+        let kinds = [Sharers::Shard, Sharers::ExpertShard, Sharers::Nobody];
+        let buckets = kinds.into_iter().filter_map(|sharers| {
+            let members = owned.iter().enumerate().filter(|(_, local)| local.sharers == sharers);
+            let (members, lengths): (Vec<usize>, Vec<usize>) =
+                members.map(|(place, local)| (place, local.elements())).unzip();
+            let (_, ranks) = sharding.sharers(sharers);
+            let flat = FlatBucket::new(lengths, ranks);
+            (flat.elements() > 0).then_some(Bucket { sharers, members, flat })
+        });
+        let buckets = buckets.collect();
+        Self { owned, tied, buckets }
+    }
+
+    /// The parameters of a bucket.
+    pub fn members(&self, bucket: &Bucket) -> impl Iterator<Item = &LocalParameter> {
+        bucket.members.iter().map(|place| &self.owned[*place])
+    }
+
+    /// Which elements of one of its own parameters a rank holds of those that share it.
+    fn piece(&self, place: usize, rank: usize) -> Range<usize> {
+        let bucket = self.buckets.iter().find_map(|bucket| {
+            let member = bucket.members.iter().position(|member| *member == place)?;
+            Some((bucket, member))
+        });
+        // A parameter without elements may be in no bucket.
+        bucket.map_or(0..0, |(bucket, member)| bucket.flat.piece(member, rank))
+    }
+
     /// Its own parameters of which several ranks of `tp` have the same part, and each a summand of the gradient: by
     /// the ranks that have it, in a fixed order.
     pub fn partial(&self) -> Vec<(Range<usize>, Vec<&LocalParameter>)> {
@@ -102,7 +166,7 @@ impl Layout {
     /// # Errors
     /// If the model's parameters cannot be split over so many ranks of `tp`.
     pub fn new(model: &Model, sharding: Sharding, owned: &[bool]) -> Result<Self, PlanError> {
-        Ok(Self::of(model, sharding, model.cuts(sharding.tensor)?, owned))
+        Ok(Self::of(model, sharding, model.cuts(sharding.tensor, sharding.expert)?, owned))
     }
 
     fn of(model: &Model, sharding: Sharding, cuts: Vec<Cut>, has: &[bool]) -> Self {
@@ -117,7 +181,12 @@ impl Layout {
             let users = &users[&spec.name];
             let copy = users.first().is_some_and(|unit| !has[*unit]);
             let apart = users.iter().any(|unit| !has[*unit]);
-            (spec.name.clone(), LocalParameter { spec, cut, copy, apart })
+            let sharers = match (model.role)(&spec.name) {
+                ParameterRole::RouterBias => Sharers::Nobody,
+                ParameterRole::Expert if sharding.expert.deals() => Sharers::ExpertShard,
+                _ => Sharers::Shard,
+            };
+            (spec.name.clone(), LocalParameter { spec, cut, sharers, copy, apart })
         };
         let specs = model.parameters().into_iter();
         let mut locals: HashMap<String, LocalParameter> = specs.zip(cuts).map(local).collect();
@@ -138,9 +207,7 @@ impl Layout {
                     }
                 }
             }
-            let lengths = owned.iter().map(LocalParameter::elements);
-            let bucket = FlatBucket::new(lengths, sharding.ranks);
-            units.push(UnitLayout { owned, tied, bucket });
+            units.push(UnitLayout::new(owned, tied, sharding));
         }
         Self { sharding, units, places }
     }
@@ -203,12 +270,22 @@ impl Layout {
     /// If the model has no such parameter.
     pub fn piece(&self, name: &str, rank: usize) -> Range<usize> {
         let (unit, place) = self.places[name];
-        self.units[unit].bucket.piece(place, rank)
+        self.units[unit].piece(place, rank)
+    }
+
+    /// Which elements of this rank's cut of a parameter, row-major, it holds itself.
+    ///
+    /// # Panics
+    /// If the model has no such parameter.
+    pub fn own_piece(&self, name: &str) -> Range<usize> {
+        let (rank, _) = self.sharding.sharers(self.parameter(name).sharers);
+        self.piece(name, rank)
     }
 
     /// How many elements of a parameter each rank holds of those that share it.
     pub fn piece_lengths(&self, name: &str) -> Vec<usize> {
-        (0..self.sharding.ranks).map(|rank| self.piece(name, rank).len()).collect()
+        let (_, ranks) = self.sharding.sharers(self.parameter(name).sharers);
+        (0..ranks).map(|rank| self.piece(name, rank).len()).collect()
     }
 
     /// This rank's piece of a parameter, as a part of the whole one; empty where none of it is here.
@@ -216,6 +293,6 @@ impl Layout {
     /// # Errors
     /// If the parameter's size overflows: a fault of the program.
     pub fn region(&self, name: &str) -> Result<Region, TensorError> {
-        self.parameter(name).region(self.piece(name, self.sharding.rank))
+        self.parameter(name).region(self.own_piece(name))
     }
 }

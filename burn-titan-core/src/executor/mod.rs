@@ -5,6 +5,7 @@
 //! nothing but what the program keeps is alive between them.
 
 mod exchange;
+mod experts;
 mod groups;
 mod layout;
 mod non_finite;
@@ -16,8 +17,9 @@ use burn_titan_parallel::{Action, CommError, Program, step};
 use thiserror::Error;
 
 pub(crate) use exchange::BLOCK;
+pub use experts::ExpertLoads;
 pub use groups::{Groups, ModelSplit, Roles};
-pub use layout::{Layout, LocalParameter, Sharding, UnitLayout};
+pub use layout::{Bucket, Layout, LocalParameter, Sharding, Sharers, UnitLayout};
 pub use non_finite::{MicroBatch, NonFinite};
 pub use parameters::{GradientStore, Parameter, ParameterStore};
 pub(crate) use parameters::{on_device, on_host};
@@ -32,12 +34,14 @@ use crate::optim::{Optimizer, clip_factor};
 pub(crate) const TRAINING: &str = "training";
 
 /// What a training step measured.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepOutcome {
     /// Mean loss over the step's valid tokens, in nats a token.
     pub loss: f64,
     /// Global L2 norm of the gradients before clipping.
     pub grad_norm: f64,
+    /// How many tokens each expert has met; of no layer, where the model has none.
+    pub expert_loads: ExpertLoads,
 }
 
 /// Why a step failed.
@@ -146,24 +150,34 @@ impl Executor {
         let width = model.dim;
         let machine = Machine { units, width, device, compute, reduce, quantize, groups };
         let mut pass = Pass::new(machine, contexts, valid_tokens);
-        let mut outcome = StepOutcome { loss: 0.0, grad_norm: 0.0 };
+        let mut outcome = StepOutcome::default();
+        let mut loads = ExpertLoads::default();
         for action in &program.actions {
             let run = || match action {
                 Action::ClipGradientNorm => {
                     outcome = pass.measure(parameters)?;
                     Ok(())
                 }
+                Action::SumExpertLoads => {
+                    if let Some(experts) = &model.experts {
+                        loads = ExpertLoads::sum(experts, contexts, groups)?;
+                    }
+                    Ok(())
+                }
                 Action::OptimizerStep => {
                     let scale = clip_factor(outcome.grad_norm, rule.max_grad_norm);
                     let gradients = pass.gradients();
                     optimizer.step(parameters, gradients, rule.lr_factor, scale, &*groups.shard)?;
+                    if let Some(experts) = &model.experts {
+                        loads.balance(experts, parameters);
+                    }
                     Ok(())
                 }
                 compute => Ok::<_, StepError>(pass.run(compute, parameters)?),
             };
             groups.trace.span(TRAINING, || action.to_string(), run)?;
         }
-        Ok(outcome)
+        Ok(StepOutcome { expert_loads: loads, ..outcome })
     }
 
     /// This rank's pieces of the gradients of a step's loss, without an update; for checks against references.
@@ -177,7 +191,10 @@ impl Executor {
         valid_tokens: usize,
     ) -> Result<GradientStore, CommError> {
         let mut pass = Pass::new(self.machine(), contexts, valid_tokens);
-        let updates = |a: &&Action| !matches!(a, Action::ClipGradientNorm | Action::OptimizerStep);
+        let updates = |a: &&Action| {
+            use Action::{ClipGradientNorm, OptimizerStep, SumExpertLoads};
+            !matches!(a, SumExpertLoads | ClipGradientNorm | OptimizerStep)
+        };
         for action in program.actions.iter().filter(updates) {
             pass.run(action, &self.parameters)?;
         }
@@ -244,10 +261,10 @@ impl Machine<'_> {
         parameters: &ParameterStore,
         gradients: &GradientStore,
     ) -> Result<f64, CommError> {
-        let tensor = parameters.layout().sharding().tensor;
+        let sharding = parameters.layout().sharding();
         let sums = parameters
             .iter()
-            .filter(|p| p.local.counts(tensor))
+            .filter(|p| p.local.counts(sharding))
             .filter_map(|p| gradients.get(p.name()))
             .map(burn_titan_kernels::sum_of_squares);
         let total = sums.reduce(|a, b| a + b);

@@ -138,7 +138,7 @@ impl ParameterStore {
     ) -> Result<Self, E> {
         let (mut parameters, mut index) = (Vec::new(), HashMap::new());
         for local in layout.parameters() {
-            let range = layout.piece(&local.spec.name, layout.sharding().rank);
+            let range = layout.own_piece(&local.spec.name);
             if range.is_empty() {
                 continue;
             }

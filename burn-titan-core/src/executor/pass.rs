@@ -139,7 +139,7 @@ impl<'a> Pass<'a> {
                 let reducing = self.take_reducing(unit);
                 self.machine.reduced(unit, reducing, parameters, &mut self.gradients)?;
             }
-            Action::ClipGradientNorm | Action::OptimizerStep => {
+            Action::SumExpertLoads | Action::ClipGradientNorm | Action::OptimizerStep => {
                 unreachable!("{action} is not computed by a pass")
             }
         }
@@ -265,7 +265,8 @@ impl<'a> Pass<'a> {
             return Err(machine.broken_gradient(&self.gradients)?.into());
         }
         let sum = losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
-        Ok(StepOutcome { loss: sum / self.valid_tokens.max(1) as f64, grad_norm })
+        let loss = sum / self.valid_tokens.max(1) as f64;
+        Ok(StepOutcome { loss, grad_norm, ..StepOutcome::default() })
     }
 
     /// The gradients so far.

@@ -153,9 +153,8 @@ pub(crate) fn hf_parameters(
     layout: Layout,
     device: &Device,
 ) -> Result<ParameterStore, TrainError> {
-    let rank = layout.sharding().rank;
     let names = layout.parameters().map(|local| &local.spec.name);
-    let wanted = names.filter(|name| !layout.piece(name, rank).is_empty()).cloned().collect();
+    let wanted = names.filter(|name| !layout.own_piece(name).is_empty()).cloned().collect();
     let mut weights = WeightReader::new(family, model, folder, wanted)?;
     ParameterStore::read(layout, device, |spec, region| {
         let values = weights.take(spec)?.to_f32()?;

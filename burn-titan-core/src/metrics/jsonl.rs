@@ -40,6 +40,9 @@ pub struct StepMetrics {
     /// Time of the whole step, in seconds.
     #[serde(deserialize_with = "number_or_null")]
     pub step_seconds: f64,
+    /// Of each layer with experts, the tokens of the busiest one over the mean. No token is dropped.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expert_load: Vec<f64>,
     /// Mean loss on the held-out data after the step, where it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_loss: Option<f64>,

@@ -2,13 +2,14 @@
 
 use std::any::Any;
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
 use burn::tensor::{Device, Int, Tensor};
 use burn_titan_kernels::{AttentionMask, Scores, attention};
 use burn_titan_parallel::Peers;
 use burn_titan_parallel::context_parallel::{ContextParallel, Method, SequenceShards, Visible};
+use burn_titan_parallel::expert_parallel::ExpertParallel;
 use burn_titan_parallel::tensor_parallel::TensorParallel;
 
 use crate::data::{Batch, IGNORE};
@@ -59,7 +60,7 @@ pub enum HeadOutput {
     Logits,
 }
 
-/// How the ranks of `tp` and of `cp` share what modules compute.
+/// How the ranks of `tp`, `cp` and `ep` share what modules compute.
 #[derive(Debug, Clone)]
 pub struct Parallel {
     /// Each matrix product.
@@ -68,6 +69,8 @@ pub struct Parallel {
     pub chunks: usize,
     /// Each sequence.
     pub context: ContextParallel,
+    /// The experts.
+    pub expert: ExpertParallel,
 }
 
 impl Parallel {
@@ -77,6 +80,7 @@ impl Parallel {
             tensor: TensorParallel::alone(),
             chunks: 1,
             context: ContextParallel::new(Peers::alone(), Method::Ring),
+            expert: ExpertParallel::alone(),
         }
     }
 }
@@ -98,6 +102,8 @@ pub struct Context {
     /// Where ranks share each sequence: positions of all tokens of it, `[batch * whole sequence]`.
     whole: Option<(SequenceShards, Vec<u32>)>,
     memo: RefCell<HashMap<String, Rc<dyn Any>>>,
+    /// By layer, the tokens that each expert has met.
+    loads: RefCell<BTreeMap<usize, Vec<usize>>>,
 }
 
 impl Context {
@@ -145,6 +151,7 @@ impl Context {
             parallel: parallel.clone(),
             whole: shards.map(|shards| (shards, batch.positions.clone())),
             memo: RefCell::default(),
+            loads: RefCell::default(),
         }
     }
 
@@ -171,6 +178,17 @@ impl Context {
     pub fn site_by_token(&self, x: Tensor<3>, f: impl Fn(Tensor<3>) -> Tensor<3>) -> Tensor<3> {
         let Parallel { tensor, chunks, .. } = &self.parallel;
         tensor.by_chunks(x, self.tokens.dims(), *chunks, f)
+    }
+
+    /// The tokens that experts have met in the forward: layer, expert, and how many.
+    pub fn expert_loads(&self) -> Vec<(usize, usize, usize)> {
+        let loads = self.loads.borrow();
+        let layer = |(layer, counts): (&usize, &Vec<usize>)| {
+            let layer = *layer;
+            let counts = counts.clone().into_iter().enumerate();
+            counts.map(move |(expert, count)| (layer, expert, count))
+        };
+        loads.iter().flat_map(layer).collect()
     }
 
     /// The embeddings of tokens `[batch, seq]`, rows of `weight` (`[vocab, dim]`), as hidden states of the residual

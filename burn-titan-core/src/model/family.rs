@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::experts::{ExpertRank, Experts, ParameterRole};
 use super::initial::Initial;
 use super::tensor_plan::{Cut, PlanError, TensorPlan, TensorRank};
 use super::unit::{ParameterSpec, Unit};
@@ -43,6 +44,10 @@ pub struct Model {
     pub embedding: &'static str,
     /// How the parameters lie on the ranks of the axis `tp`, or why they cannot be split; asked where there are some.
     pub tensor_plan: Box<dyn Fn() -> Result<TensorPlan, PlanError> + Send + Sync>,
+    /// What a parameter of this name is for.
+    pub role: Box<dyn Fn(&str) -> ParameterRole + Send + Sync>,
+    /// The experts, where it has some.
+    pub experts: Option<Experts>,
     /// Whether the attention may run on a share of each sequence: it calls [`super::Context::attention`].
     pub shares_sequences: bool,
 }
@@ -58,16 +63,30 @@ impl Model {
             .collect()
     }
 
-    /// The part of each parameter that a rank of `tp` has, in the order of [`Model::parameters`].
+    /// The part of each parameter that a rank of `tp` and of `ep` has, in the order of [`Model::parameters`].
     ///
     /// # Errors
     /// If the model's plan does not fit its parameters, or the number of ranks.
-    pub fn cuts(&self, tensor: TensorRank) -> Result<Vec<Cut>, PlanError> {
+    pub fn cuts(&self, tensor: TensorRank, expert: ExpertRank) -> Result<Vec<Cut>, PlanError> {
         let parameters = self.parameters();
-        if tensor.ranks == 1 {
-            return Ok(parameters.iter().map(|spec| Cut::whole(&spec.shape)).collect());
-        }
-        (self.tensor_plan)()?.cuts(&parameters, tensor)
+        let by_plan = |spec: &&ParameterSpec| match (self.role)(&spec.name) {
+            ParameterRole::Dense => true,
+            ParameterRole::Expert => !expert.deals(),
+            ParameterRole::RouterBias => false,
+        };
+        let whole = |spec: &ParameterSpec| Cut::whole(&spec.shape);
+        let planned: Vec<ParameterSpec> = parameters.iter().filter(by_plan).cloned().collect();
+        let planned = match tensor.ranks {
+            1 => planned.iter().map(whole).collect(),
+            _ => (self.tensor_plan)()?.cuts(&planned, tensor)?,
+        };
+        let mut planned = planned.into_iter();
+        let cut = |spec: &ParameterSpec| match (self.role)(&spec.name) {
+            ParameterRole::RouterBias => Ok(Cut { holders: 0..tensor.ranks, ..whole(spec) }),
+            ParameterRole::Expert if expert.deals() => expert.cut(spec, tensor),
+            _ => Ok(planned.next().unwrap_or_else(|| whole(spec))),
+        };
+        parameters.iter().map(cut).collect()
     }
 
     /// Elements of all parameters.

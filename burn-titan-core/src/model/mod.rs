@@ -2,6 +2,7 @@
 
 mod activations;
 mod context;
+mod experts;
 mod family;
 mod initial;
 mod tensor_plan;
@@ -9,6 +10,7 @@ mod unit;
 
 pub use activations::{Activations, Sharing, Workload};
 pub use context::{Context, HeadOutput, Parallel, Stream};
+pub use experts::{ExpertRank, Experts, ParameterRole};
 pub use family::{FieldProblem, HfExtras, HfWeights, Model, ModelError, ModelFamily, Registry};
 pub use initial::{Initial, initial_values};
 pub use tensor_plan::{Cut, Heads, Line, PlanError, Split, TensorPlan, TensorRank};

@@ -168,6 +168,16 @@ pub enum PlanError {
         /// Ranks of the axis.
         ranks: usize,
     },
+    /// Experts that cannot be dealt out evenly.
+    #[error("`{name}` has {experts} experts, which do not divide by {ranks} ranks")]
+    Experts {
+        /// The parameter.
+        name: String,
+        /// Its experts.
+        experts: usize,
+        /// Ranks of `ep`.
+        ranks: usize,
+    },
     /// An attention whose parameters do not say how its heads lie in them.
     #[error("{}the attention {cause}", .name.as_ref().map_or(String::new(), |name| format!("`{name}` of ")))]
     Attention {

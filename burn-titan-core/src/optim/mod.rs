@@ -303,8 +303,8 @@ impl Optimizer {
         layout: &Layout,
     ) -> Result<Vec<DeferredTensor<'_, E>>, TensorError> {
         // Of the ranks that hold the same, one gives it.
-        let tensor = layout.sharding().tensor;
-        let parameters = layout.parameters().filter(|local| local.counts(tensor));
+        let sharding = layout.sharding();
+        let parameters = layout.parameters().filter(|local| local.counts(sharding));
         self.tensors(parameters.map(|local| &local.spec))
             .map(|(name, spec, value)| {
                 let region = layout.region(&spec.name)?;

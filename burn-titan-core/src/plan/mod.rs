@@ -154,7 +154,7 @@ fn counted(
     mesh: &Mesh,
     pipeline: Option<&Pipeline>,
 ) -> Result<Vec<(Class, Vec<String>)>, TrainError> {
-    let strategy = strategy(config, mesh);
+    let strategy = strategy(config, model, mesh);
     let units = model.units.len();
     let class = |owned: &[bool], program| {
         let (sizes, not_counted) = sizes::sizes(config, model, mesh, owned)?;

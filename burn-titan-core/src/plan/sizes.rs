@@ -7,8 +7,8 @@ use burn_titan_parallel::{Axis, Mesh};
 
 use super::exchanges::SiteExchanges;
 use crate::config::{ComputeDtype, Config, DeviceKind, OptimizerKind, ReduceDtype};
-use crate::executor::{BLOCK, Layout, LocalParameter, Sharding, UnitLayout, reshaped};
-use crate::model::{Model, ParameterSpec, Sharing, Workload};
+use crate::executor::{BLOCK, Layout, LocalParameter, Sharding, Sharers, UnitLayout, reshaped};
+use crate::model::{ExpertRank, Model, ParameterSpec, Sharing, Workload};
 use crate::optim::{OptimizerError, parameter_rules};
 use crate::trainer::{TrainError, compute_dtype, context_method, tensor_rank};
 
@@ -22,7 +22,8 @@ pub(super) fn sizes(
 ) -> Result<(Sizes, Vec<String>), TrainError> {
     let shards = mesh.degree(Axis::DataShard) * mesh.degree(Axis::Context);
     let tensor = tensor_rank(config, mesh, 0);
-    let layout = Layout::new(model, Sharding { rank: 0, ranks: shards, tensor }, owned)?;
+    let expert = ExpertRank::of(mesh, 0);
+    let layout = Layout::new(model, Sharding { rank: 0, ranks: shards, tensor, expert }, owned)?;
     let training = &config.training;
     let native = training.device == DeviceKind::Flex;
     let (context, method) = (mesh.degree(Axis::Context), context_method(config));
@@ -57,6 +58,7 @@ pub(super) fn sizes(
         }
         let UnitLayout { owned, tied, .. } = layout.unit(number);
         let here = |local: &LocalParameter| layout.piece(&local.spec.name, 0).len();
+        let of = |sharers| owned.iter().filter(move |local| local.sharers == sharers);
         let tied = tied.iter().map(|local| Tied {
             owner: layout.owner(&local.spec.name),
             elements: local.elements(),
@@ -73,8 +75,10 @@ pub(super) fn sizes(
             tied_apart: apart.map(LocalParameter::elements).sum(),
             partial: partial.collect(),
             exchanges: exchanges.of(&unit.sites().unwrap_or_default()),
-            owned: owned.iter().map(LocalParameter::elements).sum(),
-            shard: owned.iter().map(here).sum(),
+            owned: of(Sharers::Shard).map(LocalParameter::elements).sum(),
+            shard: of(Sharers::Shard).map(here).sum(),
+            experts: of(Sharers::ExpertShard).map(LocalParameter::elements).sum(),
+            expert_shard: of(Sharers::ExpertShard).map(here).sum(),
             tied: tied.collect(),
             activations: activations.unwrap_or_default(),
         }
@@ -84,6 +88,9 @@ pub(super) fn sizes(
     let sizes = Sizes {
         units,
         shards,
+        expert: expert.ranks,
+        expert_shards: expert.shards,
+        expert_loads: model.experts.as_ref().map_or(0, |experts| experts.each * experts.layers),
         replicas: mesh.degree(Axis::DataReplicate),
         tensor: tensor.ranks,
         holders: layout.most_holders(),

@@ -35,7 +35,7 @@ use timeline::Timeline;
 use crate::checkpoint::{CheckpointError, Lock, Saver};
 use crate::config::{ComputeDtype, Config, DeviceKind, OnNonFinite};
 use crate::data::{Batch, Cursor, Loader, LoaderOptions, StreamOptions};
-use crate::executor::{Executor, MicroBatch, StepError, StepRule};
+use crate::executor::{Executor, MicroBatch, StepError, StepOutcome, StepRule};
 use crate::lr_schedule;
 use crate::metrics::StepMetrics;
 use crate::model::{Context, HeadOutput, Registry, Stream};
@@ -211,8 +211,8 @@ impl Trainer {
         if traced || drawn {
             self.write_trace(traced, result.is_ok())?;
         }
-        let (loss, grad_norm) = match result {
-            Ok(outcome) => (outcome.loss, outcome.grad_norm),
+        let outcome = match result {
+            Ok(outcome) => outcome,
             Err(StepError::Communication(error)) => return Err(error.into()),
             Err(StepError::NonFinite(cause)) => {
                 let documents = match cause.micro_batch() {
@@ -228,7 +228,7 @@ impl Trainer {
                     return Err(TrainError::NonFinite(broken));
                 }
                 self.report.message(&format!("{broken}: the step is skipped"));
-                (f64::NAN, f64::NAN)
+                StepOutcome { loss: f64::NAN, grad_norm: f64::NAN, ..StepOutcome::default() }
             }
         };
         let step_seconds = start.elapsed().as_secs_f64();
@@ -236,8 +236,9 @@ impl Trainer {
         let tokens = tokens * self.data.ranks;
         let mut metrics = StepMetrics {
             step: self.step,
-            loss,
-            grad_norm,
+            loss: outcome.loss,
+            grad_norm: outcome.grad_norm,
+            expert_load: outcome.expert_loads.imbalance(),
             lr: self.config.optimizer.lr * lr_factor,
             data_seconds,
             step_seconds,

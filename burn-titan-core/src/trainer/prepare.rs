@@ -11,7 +11,9 @@ use crate::config::{
 };
 use crate::data::Tokenizer;
 use crate::hf::HfFolder;
-use crate::model::{FieldProblem, Model, ModelError, ModelFamily, Registry, TensorRank};
+use crate::model::{
+    ExpertRank, FieldProblem, Model, ModelError, ModelFamily, PlanError, Registry, TensorRank,
+};
 use crate::optim::{OptimizerError, parameter_rules};
 use crate::plan::fewest_ranks;
 
@@ -201,15 +203,30 @@ fn split_problems(
         let hint = "see docs/pipeline.md";
         report(PIPELINE, format!("`{PIPELINE}`: {error}"), Some(hint));
     }
+    const EXPERT: &str = "parallelism.expert_parallel_degree";
     const TENSOR: &str = "parallelism.tensor_parallel_degree";
     const CONTEXT: &str = "parallelism.context_parallel_degree";
     let degree = |degree: i64| usize::try_from(degree).unwrap_or(1).max(1);
     let tensor = degree(config.parallelism.tensor_parallel_degree);
     let context = degree(config.parallelism.context_parallel_degree);
     let first = TensorRank { rank: 0, ranks: tensor, sequence: false };
-    if let Err(error) = model.cuts(first) {
-        let message = format!("`{TENSOR}` is {tensor}, but {error}");
-        report(TENSOR, message, Some("lower it, or mend the model's plan"));
+    let expert = Mesh::new(config.parallelism.degrees(), ranks);
+    let expert = expert.map_or(ExpertRank::ALONE, |mesh| ExpertRank::of(&mesh, 0));
+    match model.cuts(first, expert) {
+        Ok(_) => {}
+        Err(error @ PlanError::Experts { .. }) => {
+            let message = format!("`{EXPERT}` is {}, but {error}", expert.ranks);
+            report(EXPERT, message, Some("choose a divisor of the number of experts"));
+        }
+        Err(error) => {
+            let message = format!("`{TENSOR}` is {tensor}, but {error}");
+            report(TENSOR, message, Some("lower it, or mend the model's plan"));
+        }
+    }
+    if config.parallelism.expert_parallel_degree > 1 && model.experts.is_none() {
+        let degree = config.parallelism.expert_parallel_degree;
+        let message = format!("`{EXPERT}` is {degree}, but the model has no experts");
+        report(EXPERT, message, Some("set it to 1"));
     }
     if context > 1 && !model.shares_sequences {
         let attention = &config.model.attention;

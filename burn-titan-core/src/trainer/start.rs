@@ -22,7 +22,7 @@ use crate::config::{
 use crate::data::{Loader, LoaderOptions, StreamOptions};
 use crate::executor::{Executor, Groups, Layout, ModelSplit, ParameterStore, Precision};
 use crate::hf::HfFolder;
-use crate::model::{Model, PlanError, Registry, TensorRank};
+use crate::model::{ExpertRank, Model, PlanError, Registry, TensorRank};
 use crate::optim::{Optimizer, parameter_rules};
 use crate::plan;
 use crate::writers::RankWriters;
@@ -168,7 +168,11 @@ fn model_split(
 ) -> Result<ModelSplit, PlanError> {
     let parallelism = &config.parallelism;
     let tensor = tensor_rank(config, mesh, rank);
-    let mut holders: Vec<_> = model.cuts(tensor)?.into_iter().map(|cut| cut.holders).collect();
+    let mut holders: Vec<_> = model
+        .cuts(tensor, ExpertRank::of(mesh, rank))?
+        .into_iter()
+        .map(|cut| cut.holders)
+        .collect();
     holders.sort_by_key(|places| (places.start, places.end));
     holders.dedup();
     Ok(ModelSplit {
@@ -223,7 +227,7 @@ fn precision(config: &Config) -> Precision {
 }
 
 /// How a step of this config is spread over the ranks of a mesh.
-pub(crate) fn strategy(config: &Config, mesh: &Mesh) -> Strategy {
+pub(crate) fn strategy(config: &Config, model: &Model, mesh: &Mesh) -> Strategy {
     let recompute = config.activation_checkpoint.mode == ActivationCheckpointMode::Full;
     let sharded = mesh.degree(Axis::DataShard) * mesh.degree(Axis::Context) > 1;
     let reshard_after_forward = match config.parallelism.fsdp_reshard_after_forward {
@@ -238,6 +242,7 @@ pub(crate) fn strategy(config: &Config, mesh: &Mesh) -> Strategy {
         reduce_every_micro_batch: config.parallelism.reduce_every_micro_batch.unwrap_or(sharded),
         replicas: mesh.degree(Axis::DataReplicate),
         split: mesh.degree(Axis::Tensor) > 1,
+        experts: model.experts.is_some(),
     }
 }
 

@@ -62,7 +62,7 @@ pub(super) fn save(
 ) -> Result<(), TrainError> {
     // Of the ranks that hold the same, the first writes.
     let writes = executor.groups().replicate.rank() == 0;
-    let tensor = executor.parameters.layout().sharding().tensor;
+    let sharding = executor.parameters.layout().sharding();
     let piece = |p: &Parameter| {
         let (spec, value, region) = (&p.local.spec, p.value(), p.region()?);
         DeferredTensor::f32_region(&spec.name, &spec.shape, region, move || on_host(value))
@@ -70,7 +70,7 @@ pub(super) fn save(
     let model: Result<Vec<DeferredTensor>, _> = executor
         .parameters
         .iter()
-        .filter(|p| writes && p.local.counts(tensor))
+        .filter(|p| writes && p.local.counts(sharding))
         .map(piece)
         .collect();
     let is_last = state.step == config.training.steps as u64;

@@ -8,7 +8,8 @@ use burn_titan_core::checkpoint::HostTensor;
 use burn_titan_core::config::nearest;
 use burn_titan_core::hf::HfFolder;
 use burn_titan_core::model::{
-    FieldProblem, HfExtras, HfWeights, Model, ModelError, ModelFamily, PlanError, TensorPlan, Unit,
+    FieldProblem, HfExtras, HfWeights, Model, ModelError, ModelFamily, ParameterRole, PlanError,
+    TensorPlan, Unit,
 };
 use serde_json::{Map, Value};
 
@@ -153,6 +154,8 @@ impl ModelFamily for Llama3 {
                 let (plan, config) = (blocks.tensor_plan, config.clone());
                 Box::new(move || plan(&config, &Device::flex()))
             },
+            role: Box::new(|_| ParameterRole::Dense),
+            experts: None,
             shares_sequences: blocks.shares_sequences,
             vocab_size: config.vocab_size,
             max_seq_len: config.max_seq_len,

@@ -5,6 +5,7 @@ use std::fmt;
 
 use thiserror::Error;
 
+use super::sizes::Part;
 use super::{CheckError, Class, Sizes};
 use crate::host::{Element, Kind};
 use crate::mesh::{Axis, Mesh};
@@ -15,6 +16,10 @@ use crate::program::Action;
 pub enum Scope {
     /// Those that share the parameters: along `dp_shard` and `cp`.
     Shard,
+    /// Those that have all experts together: neighbours along `ep`.
+    Expert,
+    /// Those that share the parameters of the same experts: neighbours along `ep_shard`.
+    ExpertShard,
     /// Those that hold the same shard, one in each copy of the model: neighbours along `dp_replicate`.
     Replicate,
     /// Those that split matrix products: neighbours along `tp`.
@@ -35,8 +40,10 @@ pub enum Scope {
 
 impl Scope {
     /// Every scope.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Shard,
+        Self::Expert,
+        Self::ExpertShard,
         Self::Replicate,
         Self::Tensor,
         Self::Holders,
@@ -57,6 +64,8 @@ impl Scope {
     pub fn axes(self) -> &'static [Axis] {
         match self {
             Self::Shard => &[Axis::DataShard, Axis::Context],
+            Self::Expert => &[Axis::Expert],
+            Self::ExpertShard => &[Axis::ExpertShard],
             Self::Replicate => &[Axis::DataReplicate],
             Self::Tensor | Self::Holders => &[Axis::Tensor],
             Self::Context => &[Axis::Context],
@@ -81,6 +90,8 @@ impl fmt::Display for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Shard => "dp_shard",
+            Self::Expert => "ep",
+            Self::ExpertShard => "ep_shard",
             Self::Replicate => "dp_replicate",
             Self::Tensor => "tp",
             Self::Holders => "tp (heads)",
@@ -123,36 +134,38 @@ impl fmt::Display for Operation {
 /// The operations that an action begins, in order, as the executor does. What one rank alone would do is not among
 /// them.
 pub fn operations(action: &Action, micro_batches: usize, sizes: &Sizes) -> Vec<Operation> {
-    let Sizes { shards, world, compute, reduce, .. } = *sizes;
+    let Sizes { world, compute, reduce, .. } = *sizes;
     let of = |unit: usize| &sizes.units[unit];
     let operation = |scope, kind, unit, count: usize, element| {
         let own = count.div_ceil(sizes.ranks(scope));
         Operation { scope, kind, unit, count, own, element }
     };
     // The words and the scales of int8 blocks, of which each rank has so many to send.
-    let quantized = |kind, unit, blocks| {
+    let quantized = |scope, kind, unit, blocks| {
         let words = sizes.quantized.words(blocks);
         [(words, Element::I32), (blocks, Element::F32)].map(|(count, element)| {
-            operation(Scope::Shard, kind, Some(unit), shards * count, element)
+            operation(scope, kind, Some(unit), sizes.ranks(scope) * count, element)
         })
     };
     let all = match *action {
         Action::Gather { unit } => {
-            let tied = of(unit).tied.iter().map(|tied| (tied.elements, tied.shard));
-            let owned = (of(unit).owned, of(unit).shard);
-            let parts = std::iter::once(owned).filter(|(owned, _)| *owned > 0).chain(tied);
-            let gather = |(count, own)| match sizes.gathered_blocks(count) {
-                Some(blocks) => quantized(Kind::AllGather, unit, blocks).to_vec(),
+            let tied = of(unit).tied.iter();
+            let tied = tied.map(|tied| Part::tied(tied.elements, tied.shard));
+            let gather = |Part { scope, elements, shard }| match sizes
+                .gathered_blocks(scope, elements)
+            {
+                Some(blocks) => quantized(scope, Kind::AllGather, unit, blocks).to_vec(),
                 None => {
-                    let gather =
-                        operation(Scope::Shard, Kind::AllGather, Some(unit), count, compute);
-                    vec![Operation { own, ..gather }]
+                    let gather = operation(scope, Kind::AllGather, Some(unit), elements, compute);
+                    vec![Operation { own: shard, ..gather }]
                 }
             };
-            parts.flat_map(gather).collect()
+            of(unit).parts().chain(tied).flat_map(gather).collect()
         }
         Action::Forward { unit, .. } => of(unit).exchanges.forward.clone(),
-        Action::Backward { unit, .. } => of(unit).exchanges.backward.clone(),
+        Action::Backward { unit, .. } | Action::BackwardInput { unit, .. } => {
+            of(unit).exchanges.backward.clone()
+        }
         Action::SendActivation { unit, .. } | Action::SendGradient { unit, .. } => {
             let count = of(unit).output;
             let message = operation(Scope::Message, Kind::SendReceive, Some(unit), count, compute);
@@ -174,19 +187,31 @@ pub fn operations(action: &Action, micro_batches: usize, sizes: &Sizes) -> Vec<O
             })
             .collect()
         }
-        Action::ReduceGradients { unit } if of(unit).owned > 0 => {
-            let count = of(unit).owned;
-            match sizes.reduced_blocks(count) {
-                // Each rank sends every other its part of the blocks.
-                Some(blocks) => quantized(Kind::AllToAll, unit, shards * blocks).to_vec(),
-                None => {
-                    vec![operation(Scope::Shard, Kind::ReduceScatter, Some(unit), count, reduce)]
+        Action::ReduceGradients { unit } => {
+            let reduce = |Part { scope, elements, .. }| {
+                match sizes.reduced_blocks(scope, elements) {
+                    // Each rank sends every other its part of the blocks.
+                    Some(blocks) => {
+                        let blocks = sizes.ranks(scope) * blocks;
+                        quantized(scope, Kind::AllToAll, unit, blocks).to_vec()
+                    }
+                    None => {
+                        vec![operation(scope, Kind::ReduceScatter, Some(unit), elements, reduce)]
+                    }
                 }
-            }
+            };
+            of(unit).parts().flat_map(reduce).collect()
         }
-        Action::AllReduceGradients { unit } if of(unit).owned > 0 => {
-            let (count, sum) = (of(unit).shard, sizes.sum(of(unit).owned));
-            vec![operation(Scope::Replicate, Kind::AllReduce, Some(unit), count, sum)]
+        Action::AllReduceGradients { unit } => {
+            let sum = |Part { scope, elements, shard }| {
+                let sum = sizes.sum(scope, elements);
+                operation(Scope::Replicate, Kind::AllReduce, Some(unit), shard, sum)
+            };
+            of(unit).parts().map(sum).collect()
+        }
+        Action::SumExpertLoads => {
+            let count = sizes.expert_loads;
+            vec![operation(Scope::World, Kind::AllReduce, None, count, Element::I32)]
         }
         Action::ClipGradientNorm => {
             let losses = micro_batches * world;

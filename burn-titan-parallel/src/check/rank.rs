@@ -66,6 +66,8 @@ struct State {
     /// Whether any backward ran, so that an update must follow.
     trains: bool,
     clipped: bool,
+    /// Whether the loads of experts are summed.
+    loads_summed: bool,
     stepped: bool,
     /// Whether each unit's partial gradients are summed.
     summed: Vec<bool>,
@@ -106,6 +108,7 @@ pub(super) fn prove(program: &Program, sharing: Sharing) -> Result<(), ProgramEr
         sums: vec![(Sum::None, 0); units],
         reduced: vec![0; units],
         trains: false,
+        loads_summed: false,
         clipped: false,
         stepped: false,
         sharing,
@@ -148,6 +151,9 @@ impl State {
             Action::Reshard { unit } => self.full(unit).map(|()| {
                 self.parameters[unit] = Parameters::Sharded;
             }),
+            Action::SumExpertLoads | Action::Forward { .. } if self.loads_summed => {
+                Err("the loads of experts are summed already".into())
+            }
             Action::Forward { unit, micro, keep } => self.forward(unit, micro, keep),
             Action::Backward { unit, micro } => {
                 self.backward(program, unit, micro)?;
@@ -186,6 +192,10 @@ impl State {
             Action::ReduceGradients { unit } => self.reduce(unit),
             Action::AllReduceGradients { unit } => self.all_reduce(unit),
             Action::AwaitGradients { unit } => self.await_gradients(unit),
+            Action::SumExpertLoads => {
+                self.loads_summed = true;
+                Ok(())
+            }
             Action::ClipGradientNorm => self.all_reduced(program).map(|()| self.clipped = true),
             Action::OptimizerStep if !self.clipped => Err("the gradient norm is not known".into()),
             Action::OptimizerStep => {

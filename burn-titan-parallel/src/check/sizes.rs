@@ -10,6 +10,12 @@ pub struct Sizes {
     pub units: Vec<UnitSizes>,
     /// Ranks that share the parameters.
     pub shards: usize,
+    /// Ranks that have all experts together, and ranks that share the parameters of the same experts.
+    pub expert: usize,
+    /// Ranks that share the parameters of the same experts.
+    pub expert_shards: usize,
+    /// Experts of all layers, whose loads are summed.
+    pub expert_loads: usize,
     /// Copies of the sharded model.
     pub replicas: usize,
     /// Ranks that split matrix products.
@@ -70,6 +76,8 @@ impl Sizes {
     pub fn ranks(&self, scope: Scope) -> usize {
         match scope {
             Scope::Shard => self.shards,
+            Scope::Expert => self.expert,
+            Scope::ExpertShard => self.expert_shards,
             Scope::Replicate => self.replicas,
             Scope::Tensor => self.tensor,
             Scope::Holders => self.holders,
@@ -82,33 +90,56 @@ impl Sizes {
 
     /// Blocks of the largest shard of so many elements of a unit's parameters, if they are gathered as such. Where a
     /// rank has none of the elements, they are not.
-    pub(super) fn gathered_blocks(&self, elements: usize) -> Option<usize> {
-        self.quantized.parameters.then(|| self.blocks(elements)).flatten()
+    pub(super) fn gathered_blocks(&self, scope: Scope, elements: usize) -> Option<usize> {
+        self.quantized.parameters.then(|| self.blocks(scope, elements)).flatten()
     }
 
     /// The same of the gradients that are reduced.
-    pub(super) fn reduced_blocks(&self, elements: usize) -> Option<usize> {
-        self.quantized.gradients.then(|| self.blocks(elements)).flatten()
+    pub(super) fn reduced_blocks(&self, scope: Scope, elements: usize) -> Option<usize> {
+        self.quantized.gradients.then(|| self.blocks(scope, elements)).flatten()
     }
 
     /// The dtype of the sum of a unit's gradients over the ranks that share them.
-    pub(super) fn sum(&self, elements: usize) -> Element {
-        if self.reduced_blocks(elements).is_some() { Element::F32 } else { self.reduce }
+    pub(super) fn sum(&self, scope: Scope, elements: usize) -> Element {
+        if self.reduced_blocks(scope, elements).is_some() { Element::F32 } else { self.reduce }
     }
 
-    fn blocks(&self, elements: usize) -> Option<usize> {
-        let shared = self.shards > 1 && elements >= self.shards;
-        shared.then(|| elements.div_ceil(self.shards).div_ceil(self.quantized.block))
+    fn blocks(&self, scope: Scope, elements: usize) -> Option<usize> {
+        let ranks = self.ranks(scope);
+        let shared = ranks > 1 && elements >= ranks;
+        shared.then(|| elements.div_ceil(ranks).div_ceil(self.quantized.block))
+    }
+}
+
+/// Parameters of a unit that the same ranks share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Part {
+    /// The ranks.
+    pub(super) scope: Scope,
+    /// Elements of all of them.
+    pub(super) elements: usize,
+    /// Those of them that this rank holds.
+    pub(super) shard: usize,
+}
+
+impl Part {
+    /// A parameter that belongs to an earlier unit.
+    pub(super) fn tied(elements: usize, shard: usize) -> Self {
+        Self { scope: Scope::Shard, elements, shard }
     }
 }
 
 /// The sizes of a unit.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct UnitSizes {
-    /// Elements of the parameters that belong to it.
+    /// Elements of the parameters that belong to it, without experts that are dealt out.
     pub owned: usize,
     /// Those of them that this rank holds.
     pub shard: usize,
+    /// Elements of the parameters of this rank's experts, where they are dealt out.
+    pub experts: usize,
+    /// Those of them that this rank holds.
+    pub expert_shard: usize,
     /// Its parameters that belong to an earlier unit.
     pub tied: Vec<Tied>,
     /// Elements of those of its own parameters of which several ranks have the same part, and each a summand of the
@@ -145,9 +176,17 @@ pub struct Tied {
 }
 
 impl UnitSizes {
+    /// Its own parameters by the ranks that share them.
+    pub(super) fn parts(&self) -> impl Iterator<Item = Part> + use<> {
+        let dense = Part { scope: Scope::Shard, elements: self.owned, shard: self.shard };
+        let experts =
+            Part { scope: Scope::ExpertShard, elements: self.experts, shard: self.expert_shard };
+        [dense, experts].into_iter().filter(|part| part.elements > 0)
+    }
+
     /// Elements of all its parameters.
     pub fn elements(&self) -> usize {
-        self.owned + self.tied.iter().map(|tied| tied.elements).sum::<usize>()
+        self.owned + self.experts + self.tied.iter().map(|tied| tied.elements).sum::<usize>()
     }
 }
 

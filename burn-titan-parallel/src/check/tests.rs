@@ -58,6 +58,8 @@ fn sizes(units: usize, [replicas, shards, tensor]: [usize; 3]) -> Sizes {
             tied,
             output: 0,
             tied_apart: 0,
+            experts: 0,
+            expert_shard: 0,
             partial: vec![(Scope::Tensor, owned / 10)],
             exchanges,
             activations,
@@ -66,6 +68,9 @@ fn sizes(units: usize, [replicas, shards, tensor]: [usize; 3]) -> Sizes {
     Sizes {
         units: (0..units).map(unit).collect(),
         shards,
+        expert: 1,
+        expert_shards: 1,
+        expert_loads: 0,
         replicas,
         tensor,
         holders: 1,
@@ -92,6 +97,7 @@ fn strategy(bits: usize, [replicas, _, tensor]: [usize; 3]) -> Step {
         reduce_every_micro_batch: bits & 8 != 0,
         replicas,
         split: tensor > 1,
+        experts: false,
     }
 }
 

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use super::group::Scope;
 use super::memory::{Footprint, Memory, Meter, Tensor};
-use super::sizes::{Activations, Sizes, UnitSizes};
+use super::sizes::{Activations, Part, Sizes, UnitSizes};
 use crate::host::{Element, messages_in_flight};
 use crate::program::{Action, Keep, Program};
 
@@ -34,7 +34,7 @@ struct Gathering {
     /// The parameters, or the blocks that they are made of.
     arriving: Tensor,
     _sent: Tensor,
-    ticket: Ticket,
+    tickets: Vec<Ticket>,
 }
 
 /// A unit's gradients on their way.
@@ -87,8 +87,9 @@ struct Walk<'a> {
     output_gradient: HashMap<(usize, usize), Tensor>,
     /// Whole gradients, with their elements.
     unreduced: Vec<Option<(Tensor, usize)>>,
-    reducing: Vec<Option<Reducing>>,
-    gradients: Vec<Option<Sum>>,
+    /// By unit, and part of its parameters.
+    reducing: Vec<Vec<Reducing>>,
+    gradients: Vec<Vec<Sum>>,
     /// The messages of the last operation of each scope, until it is waited for. A group's operations run one after
     /// the other, so that those before have no more of them.
     messages: HashMap<Scope, (Ticket, Tensor)>,
@@ -111,13 +112,13 @@ impl<'a> Walk<'a> {
             shared: none(program.micro_batches),
             output_gradient: HashMap::new(),
             unreduced: none(program.units),
-            reducing: none(program.units),
-            gradients: none(program.units),
+            reducing: (0..program.units).map(|_| vec![]).collect(),
+            gradients: (0..program.units).map(|_| vec![]).collect(),
             messages: HashMap::new(),
             begun: 0,
             _at_rest: vec![],
         };
-        let elements: usize = sizes.units.iter().map(|unit| unit.shard).sum();
+        let elements: usize = sizes.units.iter().map(|unit| unit.shard + unit.expert_shard).sum();
         let parameters = 4 * elements as u64;
         let optimizer_state = sizes.optimizer_state;
         let activations = sizes.micro_batch * program.micro_batches as u64;
@@ -154,11 +155,11 @@ impl<'a> Walk<'a> {
             Action::AllReduceGradients { unit } => self.all_reduce(unit),
             Action::AwaitGradients { unit } => self.reduced(unit),
             Action::SumPartialGradients { unit } => self.sum_partial(unit),
-            Action::ClipGradientNorm => {}
+            Action::SumExpertLoads | Action::ClipGradientNorm => {}
             Action::OptimizerStep => {
                 let working = self.sizes.optimizer_working;
                 let _working = self.at_home(Memory { working, ..Memory::default() });
-                self.gradients.fill_with(|| None);
+                self.gradients.fill_with(Vec::new);
             }
         }
     }
@@ -168,39 +169,60 @@ impl<'a> Walk<'a> {
     }
 
     fn gather(&mut self, unit: usize) {
-        let Sizes { shards, compute, quantized, .. } = *self.sizes;
-        if shards == 1 {
-            return;
-        }
-        let UnitSizes { owned, shard, tied, .. } = self.unit(unit);
-        let tied = tied.iter().map(|tied| (tied.elements, tied.shard));
-        let (mut sent, mut arriving) = (0, Memory::default());
-        for (elements, shard) in std::iter::once((*owned, *shard)).chain(tied) {
-            if let Some(blocks) = self.sizes.gathered_blocks(elements) {
-                sent += quantized.bytes(blocks);
-                arriving.buckets += quantized.bytes(shards * blocks);
-            } else {
-                sent += bytes(shard, compute);
-                arriving.gathered += bytes(elements, compute);
+        let Sizes { compute, quantized, .. } = *self.sizes;
+        let sizes = self.unit(unit);
+        let tied = sizes.tied.iter().map(|tied| Part::tied(tied.elements, tied.shard));
+        let (mut sends, mut arriving) = (Vec::new(), Memory::default());
+        for Part { scope, elements, shard } in sizes.parts().chain(tied) {
+            let ranks = self.sizes.ranks(scope);
+            if ranks == 1 {
+                continue;
+            }
+            let sent = match self.sizes.gathered_blocks(scope, elements) {
+                Some(blocks) => {
+                    arriving.buckets += quantized.bytes(ranks * blocks);
+                    quantized.bytes(blocks)
+                }
+                None => {
+                    arriving.gathered += bytes(elements, compute);
+                    bytes(shard, compute)
+                }
+            };
+            match sends.iter_mut().find(|(other, _)| *other == scope) {
+                Some((_, all)) => *all += sent,
+                None => sends.push((scope, sent)),
             }
         }
-        let _sent = self.bucket(sent);
+        if sends.is_empty() {
+            return;
+        }
+        let _sent = self.bucket(sends.iter().map(|(_, sent)| sent).sum());
         let arriving = self.at_home(arriving);
-        let ticket = self.exchange(Scope::Shard, shards, sent);
-        self.gathering[unit] = Some(Gathering { arriving, _sent, ticket });
+        let exchange = |(scope, sent)| self.exchange(scope, self.sizes.ranks(scope), sent);
+        let tickets = sends.into_iter().map(exchange).collect();
+        self.gathering[unit] = Some(Gathering { arriving, _sent, tickets });
     }
 
     fn unshard(&mut self, unit: usize) {
-        let Sizes { shards, compute, offload, .. } = *self.sizes;
-        let gathered = bytes(self.unit(unit).elements(), compute);
+        let Sizes { compute, offload, .. } = *self.sizes;
+        let elements = self.unit(unit).elements();
+        let gathered = bytes(elements, compute);
+        // Parameters at rest that are full may be of the dtype and in the place to compute.
+        let as_they_are = compute == Element::F32 && !offload;
         let Some(gathering) = self.gathering[unit].take() else {
-            // The parameters at rest are full, and may be of the dtype and in the place to compute.
-            let as_they_are = shards == 1 && compute == Element::F32 && !offload;
             let full = (!as_they_are).then(|| self.hold(Memory { gathered, ..Memory::default() }));
             self.unsharded[unit] = full;
             return;
         };
-        self.arrived(gathering.ticket);
+        for ticket in gathering.tickets {
+            self.arrived(ticket);
+        }
+        let alone = self.unit(unit).parts().filter(|part| self.sizes.ranks(part.scope) == 1);
+        let alone: usize = alone.map(|part| part.elements).sum();
+        let gathered = match as_they_are {
+            true => bytes(elements - alone, compute),
+            false => gathered,
+        };
         let blocks = gathering.arriving.memory.buckets > 0;
         self.unsharded[unit] = Some(if blocks || offload {
             // The ranks' parts are made of their blocks one by one, and then put together.
@@ -271,7 +293,7 @@ impl<'a> Walk<'a> {
 
     fn take_gradients(&mut self, unit: usize) {
         let sizes = self.unit(unit);
-        self.accumulate(unit, sizes.owned);
+        self.accumulate(unit, sizes.owned + sizes.experts);
         for tied in &sizes.tied {
             self.accumulate(tied.owner, tied.elements);
         }
@@ -294,7 +316,8 @@ impl<'a> Walk<'a> {
     fn accumulate(&mut self, unit: usize, elements: usize) {
         // A tied parameter's gradient comes first from the unit that shares it; then it is added to.
         let before = self.unreduced[unit].take().map_or(0, |(_, elements)| elements);
-        let elements = (before + elements).min(self.unit(unit).owned);
+        let sizes = self.unit(unit);
+        let elements = (before + elements).min(sizes.owned + sizes.experts);
         let gradients = 4 * elements as u64;
         let tensor = self.hold(Memory { gradients, ..Memory::default() });
         self.unreduced[unit] = Some((tensor, elements));
@@ -312,96 +335,127 @@ impl<'a> Walk<'a> {
     }
 
     fn reduce(&mut self, unit: usize) {
-        let Sizes { shards, replicas, .. } = *self.sizes;
-        let UnitSizes { owned, shard, .. } = *self.unit(unit);
         let Some((gradients, _)) = self.unreduced[unit].take() else { return };
-        self.reducing[unit] = Some(if shards * replicas == 1 || owned == 0 {
-            Reducing::Here(gradients)
+        let parts: Vec<Part> = self.unit(unit).parts().collect();
+        if parts.len() < 2 {
+            let reducing = match parts.first() {
+                Some(part) => self.reduce_part(*part, gradients),
+                None => Reducing::Here(gradients),
+            };
+            self.reducing[unit] = vec![reducing];
+            return;
+        }
+        drop(gradients);
+        let whole = |part: &Part| {
+            let gradients = 4 * part.elements as u64;
+            self.hold(Memory { gradients, ..Memory::default() })
+        };
+        let each: Vec<Tensor> = parts.iter().map(whole).collect();
+        let pairs = parts.into_iter().zip(each);
+        self.reducing[unit] =
+            pairs.map(|(part, gradients)| self.reduce_part(part, gradients)).collect();
+    }
+
+    fn reduce_part(&mut self, part: Part, gradients: Tensor) -> Reducing {
+        let Part { scope, elements, shard } = part;
+        let ranks = self.sizes.ranks(scope);
+        if ranks * self.sizes.replicas == 1 {
+            return Reducing::Here(gradients);
+        }
+        let packed = bytes(elements, self.sizes.sum(scope, elements));
+        if self.sizes.offload {
+            // Packed on the device, and moved.
+            drop(self.working(packed));
+        }
+        let mut whole = self.bucket(packed);
+        drop(gradients);
+        let mut arriving = bytes(shard, self.sizes.reduce);
+        let mut sent = arriving;
+        if let Some(blocks) = self.sizes.reduced_blocks(scope, elements) {
+            sent = self.sizes.quantized.bytes(blocks);
+            arriving = ranks as u64 * sent;
+            // The bucket goes when its blocks are made.
+            whole = self.bucket(arriving);
+        }
+        let ticket = self.exchange(scope, ranks, sent);
+        if ranks == 1 {
+            Reducing::Summing { whole: None, shard: whole, ticket }
         } else {
-            let blocks = self.sizes.reduced_blocks(owned);
-            let packed = bytes(owned, self.sizes.sum(owned));
-            if self.sizes.offload {
-                // Packed on the device, and moved.
-                drop(self.working(packed));
-            }
-            let mut whole = self.bucket(packed);
-            drop(gradients);
-            let mut arriving = bytes(shard, self.sizes.reduce);
-            let mut sent = arriving;
-            if let Some(blocks) = blocks {
-                sent = self.sizes.quantized.bytes(blocks);
-                arriving = shards as u64 * sent;
-                // The bucket goes when its blocks are made.
-                whole = self.bucket(arriving);
-            }
-            let ticket = self.exchange(Scope::Shard, shards, sent);
-            if shards == 1 {
-                Reducing::Summing { whole: None, shard: whole, ticket }
-            } else {
-                Reducing::Summing { whole: Some(whole), shard: self.bucket(arriving), ticket }
-            }
-        });
+            Reducing::Summing { whole: Some(whole), shard: self.bucket(arriving), ticket }
+        }
     }
 
     fn all_reduce(&mut self, unit: usize) {
-        let Some(Reducing::Summing { whole, shard, ticket }) = self.reducing[unit].take() else {
-            return;
-        };
-        let shard = self.summed(unit, whole, shard, ticket);
-        let replicas = self.sizes.replicas;
-        let piece = shard.memory.buckets / replicas as u64;
-        let ticket = self.exchange(Scope::Replicate, replicas, piece);
-        self.reducing[unit] = Some(Reducing::Summing { whole: None, shard, ticket });
+        let parts: Vec<Part> = self.unit(unit).parts().collect();
+        let sums = std::mem::take(&mut self.reducing[unit]);
+        for (number, sum) in sums.into_iter().enumerate() {
+            let sum = match sum {
+                Reducing::Summing { whole, shard, ticket } => {
+                    let shard = self.summed(parts[number], whole, shard, ticket);
+                    let replicas = self.sizes.replicas;
+                    let piece = shard.memory.buckets / replicas as u64;
+                    let ticket = self.exchange(Scope::Replicate, replicas, piece);
+                    Reducing::Summing { whole: None, shard, ticket }
+                }
+                here => here,
+            };
+            self.reducing[unit].push(sum);
+        }
     }
 
-    /// Waits for a sum of a unit's gradients; gives this rank's shard of it.
+    /// Waits for a sum of gradients; gives this rank's shard of it.
     fn summed(
         &mut self,
-        unit: usize,
+        part: Part,
         whole: Option<Tensor>,
         arrived: Tensor,
         ticket: Ticket,
     ) -> Tensor {
         self.arrived(ticket);
-        let UnitSizes { owned, shard, .. } = *self.unit(unit);
+        let Part { scope, elements, shard } = part;
         // Where the sum is over the ranks that share the gradients, and these are blocks: they become numbers
         // before they are added.
-        let is_of_blocks = whole.is_some() && self.sizes.reduced_blocks(owned).is_some();
+        let is_of_blocks = whole.is_some() && self.sizes.reduced_blocks(scope, elements).is_some();
         drop(whole);
         if !is_of_blocks {
             return arrived;
         }
-        let working = 4 * (shard * self.sizes.shards) as u64;
+        let working = 4 * (shard * self.sizes.ranks(scope)) as u64;
         let _numbers = self.at_home(Memory { working, ..Memory::default() });
         self.bucket(4 * shard as u64)
     }
 
     fn reduced(&mut self, unit: usize) {
-        let before = self.gradients[unit].take();
-        let gradients = 4 * self.unit(unit).shard as u64;
-        let sum = match self.reducing[unit].take() {
-            None => return,
-            Some(Reducing::Here(tensor)) => {
-                Sum { tensor: before.map_or(tensor, |sum| sum.tensor), in_bucket: false }
-            }
-            Some(Reducing::Summing { whole, shard, ticket }) => {
-                let shard = self.summed(unit, whole, shard, ticket);
-                let in_bucket = self.sizes.sum(self.unit(unit).owned) == Element::F32;
-                match before {
-                    Some(sum) if !sum.in_bucket => sum,
-                    None if in_bucket => {
-                        drop(shard);
-                        let memory = Memory { gradients, ..Memory::default() };
-                        Sum { tensor: self.at_home(memory), in_bucket }
-                    }
-                    _ => {
-                        let memory = Memory { gradients, ..Memory::default() };
-                        Sum { tensor: self.at_home(memory), in_bucket: false }
-                    }
+        let parts: Vec<Part> = self.unit(unit).parts().collect();
+        let sums = std::mem::take(&mut self.reducing[unit]);
+        let mut before = std::mem::take(&mut self.gradients[unit]).into_iter();
+        for (number, sum) in sums.into_iter().enumerate() {
+            let before = before.next();
+            let sum = match sum {
+                Reducing::Here(tensor) => {
+                    Sum { tensor: before.map_or(tensor, |sum| sum.tensor), in_bucket: false }
                 }
+                Reducing::Summing { whole, shard, ticket } => {
+                    let shard = self.summed(parts[number], whole, shard, ticket);
+                    self.added(parts[number], before, shard)
+                }
+            };
+            self.gradients[unit].push(sum);
+        }
+    }
+
+    /// A shard of a sum, added to what there was before.
+    fn added(&mut self, part: Part, before: Option<Sum>, shard: Tensor) -> Sum {
+        let memory = Memory { gradients: 4 * part.shard as u64, ..Memory::default() };
+        let in_bucket = self.sizes.sum(part.scope, part.elements) == Element::F32;
+        match before {
+            Some(sum) if !sum.in_bucket => sum,
+            None if in_bucket => {
+                drop(shard);
+                Sum { tensor: self.at_home(memory), in_bucket }
             }
-        };
-        self.gradients[unit] = Some(sum);
+            _ => Sum { tensor: self.at_home(memory), in_bucket: false },
+        }
     }
 
     /// Begins an operation of a group of so many ranks, each of which sends this one so many bytes.

@@ -22,7 +22,7 @@
 
 mod chunks;
 mod head;
-mod rows;
+pub(crate) mod rows;
 #[cfg(test)]
 mod tests;
 
@@ -118,6 +118,39 @@ impl TensorParallel {
             let own = rows::sum_own(&peers, y, &shares, [1, shares[peers.rank()], dim]).wait();
             (own, Box::new(move |dx| [rows::gather(&peers, dx, &shares, shape).wait()]))
         })
+    }
+
+    /// The tokens of the stream that this rank computes alone, where others compute the rest.
+    ///
+    /// # Shapes
+    /// - `x`: the stream
+    /// - result: `[own tokens, dim]`
+    pub fn share(&self, x: Tensor<3>, [batch, seq]: [usize; 2]) -> Tensor<2> {
+        let [rows, columns, dim] = x.dims();
+        if !self.peers.several() || self.sequence {
+            return rows::shaped(x, [rows * columns, dim]);
+        }
+        let own = shard_range(batch * seq, self.peers.size(), self.peers.rank());
+        self.enter(x, [batch, seq]).reshape([batch * seq, dim]).slice(own)
+    }
+
+    /// The stream out of what every rank has computed of its own tokens: what [`TensorParallel::share`] took apart.
+    ///
+    /// # Shapes
+    /// - `y`: `[own tokens, dim]`
+    /// - result: the stream
+    pub fn unite(&self, y: Tensor<2>, [batch, seq]: [usize; 2]) -> Tensor<3> {
+        let [own, dim] = y.dims();
+        if self.sequence {
+            return rows::shaped(y, [1, own, dim]);
+        }
+        if !self.peers.several() {
+            return y.reshape([batch, seq, dim]);
+        }
+        let range = shard_range(batch * seq, self.peers.size(), self.peers.rank());
+        let others = Tensor::zeros([batch * seq, dim], (&y.device(), y.dtype()));
+        let whole = if range.is_empty() { others } else { others.slice_assign([range, 0..dim], y) };
+        self.leave(whole.reshape([batch, seq, dim]))
     }
 
     /// The stream that a model begins with.

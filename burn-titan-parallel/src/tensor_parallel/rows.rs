@@ -78,7 +78,10 @@ fn flat<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
 }
 
 /// To Burn, a 0 in a new shape stands for the old dim.
-fn shaped<const D: usize, const E: usize>(tensor: Tensor<D>, shape: [usize; E]) -> Tensor<E> {
+pub(crate) fn shaped<const D: usize, const E: usize>(
+    tensor: Tensor<D>,
+    shape: [usize; E],
+) -> Tensor<E> {
     if shape.contains(&0) {
         return Tensor::empty(shape, (&tensor.device(), tensor.dtype()));
     }

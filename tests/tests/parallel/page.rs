@@ -44,6 +44,7 @@ fn the_page_shows_what_is_written() {
         reduce_every_micro_batch,
         replicas,
         split: false,
+        experts: false,
     };
     let written = |strategy| printed(&training(2, &strategy));
     let blocks = [

@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use burn::tensor::{DType, Device};
 use burn_titan_core::data::Batch;
-use burn_titan_core::model::{Context, HeadOutput, Model, Parallel, Sharing, TensorRank, Workload};
+use burn_titan_core::model::{
+    Context, ExpertRank, HeadOutput, Model, Parallel, Sharing, TensorRank, Workload,
+};
 use burn_titan_parallel::context_parallel::{ContextParallel, Method, SequenceShards};
+use burn_titan_parallel::expert_parallel::ExpertParallel;
 use burn_titan_parallel::{Peers, TensorParallel, World};
 use burn_titan_tests::tiny;
 
@@ -87,11 +90,16 @@ impl Shared {
                 tensor: TensorParallel::new(tensor_peers, tensor.sequence, loss, vocabulary),
                 chunks,
                 context: ContextParallel::new(context_peers, self.method),
+                expert: ExpertParallel::alone(),
             };
             let device = Device::flex();
             let context = Context::shared_by(batch, HeadOutput::Loss, &device, &parallel);
             let names = model.parameters().into_iter().map(|spec| spec.name);
-            let cuts = model.cuts(rank).expect("a plan").into_iter().map(|cut| cut.shape);
+            let cuts = model
+                .cuts(rank, ExpertRank::ALONE)
+                .expect("a plan")
+                .into_iter()
+                .map(|cut| cut.shape);
             let shapes: HashMap<String, Vec<usize>> = names.zip(cuts).collect();
             let dim = shapes["norm.weight"][0];
             let together = Together { ranks, barrier: Some(barrier), first: world.rank() == 0 };
@@ -129,7 +137,7 @@ fn units_that_ranks_share_hold_what_they_say() {
             for (most, again) in found.iter_mut().zip(again) {
                 *most = std::array::from_fn(|i| most[i].max(again[i]));
             }
-            let cuts = model.cuts(workload.sharing.tensor).expect("a plan");
+            let cuts = model.cuts(workload.sharing.tensor, ExpertRank::ALONE).expect("a plan");
             let names = model.parameters().into_iter().map(|spec| spec.name);
             let shapes: HashMap<String, Vec<usize>> =
                 names.zip(cuts.into_iter().map(|cut| cut.shape)).collect();

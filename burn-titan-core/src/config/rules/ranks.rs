@@ -14,30 +14,21 @@ const SHARD: &str = "parallelism.data_parallel_shard_degree";
 const TENSOR: &str = "parallelism.tensor_parallel_degree";
 const CONTEXT: &str = "parallelism.context_parallel_degree";
 const PIPELINE: &str = "parallelism.pipeline_parallel_degree";
+const EXPERT: &str = "parallelism.expert_parallel_degree";
 
 impl Rules<'_> {
     pub(super) fn parallelism(&mut self) {
         let degrees = &self.config.parallelism;
-        let others = [("parallelism.expert_parallel_degree", degrees.expert_parallel_degree)];
-        for (key, degree) in others {
-            if degree > 1 && self.usable(&[key]) {
-                let message =
-                    format!("`{key}` is {degree}, but this version has no such parallelism");
-                let hint = format!(
-                    "set it to 1; `{REPLICATE}`, `{SHARD}`, `{TENSOR}`, `{CONTEXT}` and `{PIPELINE}` may be more"
-                );
-                self.report(&[key], &message, Some(&hint));
-            }
-        }
         if degrees.data_parallel_shard_degree == 0 && self.usable(&[SHARD]) {
             let message = format!("`{SHARD}`: expected -1 or an integer of at least 1, found 0");
             return self.report(&[SHARD], &message, Some("-1 takes the ranks that are left"));
         }
-        if others.iter().all(|(_, degree)| *degree == 1) && !self.broken.touches("parallelism") {
+        if !self.broken.touches("parallelism") {
             self.mesh();
             self.shared_tokens();
             self.split_matrices();
             self.schedule_file();
+            self.whole_experts();
         }
     }
 
@@ -83,6 +74,22 @@ impl Rules<'_> {
         }
     }
 
+    /// Experts that are dealt out are not split by `tp` as well: its ranks have some each.
+    fn whole_experts(&mut self) {
+        let parallelism = &self.config.parallelism;
+        let (expert, tensor) =
+            (parallelism.expert_parallel_degree, parallelism.tensor_parallel_degree);
+        if expert > 1 && expert % tensor.max(1) != 0 && self.usable(&[EXPERT, TENSOR]) {
+            let message = format!(
+                "`{EXPERT}` is {expert}, which is no multiple of `{TENSOR}` = {tensor}: ranks that \
+                 split matrix products must have experts of their own"
+            );
+            let hint =
+                format!("set `{EXPERT}` to 1, where `tp` splits each expert, or to {}", tensor);
+            self.report(&[EXPERT, TENSOR], &message, Some(&hint));
+        }
+    }
+
     /// A schedule is named, or read from a file.
     fn schedule_file(&mut self) {
         const SCHEDULE: &str = "parallelism.pipeline_parallel_schedule";
@@ -116,7 +123,7 @@ impl Rules<'_> {
 
     /// Holds the degrees against the ranks that are started, where that is known.
     fn mesh(&mut self) {
-        const KEYS: [&str; 5] = [SHARD, REPLICATE, TENSOR, CONTEXT, PIPELINE];
+        const KEYS: [&str; 6] = [SHARD, REPLICATE, TENSOR, CONTEXT, PIPELINE, EXPERT];
         let degrees = &self.config.parallelism;
         match self.checks.ranks {
             Some(ranks) => {

@@ -7,8 +7,8 @@ use burn_titan_parallel::pipeline::Family;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How the run is spread over ranks. The product of the degrees is the number of ranks. Expert
-/// parallelism is not there yet: any other degree of it but 1 is refused.
+/// How the run is spread over ranks. The product of the degrees is the number of ranks, but for expert parallelism,
+/// which borrows ranks of the others.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ParallelismConfig {
@@ -36,7 +36,8 @@ pub struct ParallelismConfig {
     /// Ranks that share each sequence.
     #[schemars(range(min = 1))]
     pub context_parallel_degree: i64,
-    /// Ranks that share the experts.
+    /// Ranks that have all experts together, some each; they are those of `dp_shard`, `cp` and `tp`. 1: every rank has a
+    /// part of every expert, as of other parameters. Else a multiple of the degree of `tp`.
     #[schemars(range(min = 1))]
     pub expert_parallel_degree: i64,
     /// When the full parameters of a unit are freed, where ranks share them.

@@ -12,6 +12,7 @@ fn strategies() -> impl Iterator<Item = Strategy> {
         reduce_every_micro_batch: bits & 8 != 0,
         replicas: 1 + bits / 16 % 2,
         split: bits & 32 != 0,
+        experts: bits & 1 != 0,
     })
 }
 
