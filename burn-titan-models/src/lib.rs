@@ -1,14 +1,28 @@
 //! The models of burn-titan, as plain single-device Burn modules.
 //!
-//! One folder a family: its sizes, its modules, its Hugging Face names. Nothing here knows of ranks,
-//! configs or checkpoints. What families share stands beside them: [`attention`] (the trait that a
-//! block's attention implements, and the module that is used by default), [`mod@linear`], [`norm`], [`rotary`]; [`tape`] counts the
-//! memory that modules take.
+//! One folder a family: its sizes, its modules, its plan, its Hugging Face names. Nothing here knows of ranks, configs of
+//! runs or checkpoints. What families share stands beside them:
+//!
+//! - [`embedding`], [`block`], [`head`]: the units of a model; [`attention`] and [`feed_forward`]: what blocks are made
+//!   of, where the trait [`Attention`] is what a custom one implements; [`mod@linear`], [`norm`], [`rotary`]: what those are
+//!   made of;
+//! - [`tape`]: counts the memory that modules take;
+//! - [`config`], [`family`], [`plan`], [`initial`], [`hf`]: what a family answers about its sizes, its parameters, their
+//!   initial values, and folders of Hugging Face.
 
 pub mod attention;
+pub mod block;
+pub mod config;
+pub mod embedding;
+pub mod family;
+pub mod feed_forward;
+pub mod head;
+pub mod hf;
+pub mod initial;
 pub mod linear;
 pub mod llama3;
 pub mod norm;
+pub mod plan;
 pub mod rotary;
 pub mod tape;
 

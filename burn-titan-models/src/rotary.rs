@@ -5,8 +5,9 @@ use std::sync::{Arc, LazyLock, Mutex};
 use burn::tensor::{Device, Tensor, TensorData};
 use burn_titan_core::model::Context;
 use burn_titan_kernels::rope;
+use serde::{Deserialize, Serialize};
 
-use crate::llama3::config::RopeScaling;
+use crate::config::above_0;
 
 /// Base, width and scaling of the rotation.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,6 +18,21 @@ pub struct Rotary {
     pub theta: f64,
     /// Stretching of the low frequencies.
     pub scaling: Option<RopeScaling>,
+}
+
+/// RoPE scaling of Llama 3.1: frequencies whose wavelength is longer than the original context (over
+/// `low_freq_factor`) are divided by `factor`, short ones are kept, those between are interpolated.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RopeScaling {
+    /// Divisor of the low frequencies.
+    pub factor: f64,
+    /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are stretched fully.
+    pub low_freq_factor: f64,
+    /// Wavelengths below `original_max_position_embeddings / high_freq_factor` are kept.
+    pub high_freq_factor: f64,
+    /// Context of pre-training, in tokens.
+    pub original_max_position_embeddings: usize,
 }
 
 /// Cosines and sines of positions from 0 on, `[positions, head_dim / 2]`.
@@ -94,6 +110,26 @@ impl Rotary {
         }
         tables.push(table.clone());
         table
+    }
+}
+
+impl RopeScaling {
+    /// What is wrong with the numbers, and what was expected.
+    pub fn problem(&self) -> Option<String> {
+        if !(self.factor.is_finite() && self.factor >= 1.0) {
+            return Some(format!("has factor {}: expected a number of at least 1", self.factor));
+        }
+        if !(above_0(self.low_freq_factor) && above_0(self.high_freq_factor)) {
+            return Some("has a frequency factor that is not a number above 0".into());
+        }
+        if self.low_freq_factor >= self.high_freq_factor {
+            return Some(format!(
+                "has low_freq_factor {}: expected less than high_freq_factor ({})",
+                self.low_freq_factor, self.high_freq_factor
+            ));
+        }
+        (self.original_max_position_embeddings == 0)
+            .then(|| "has original_max_position_embeddings 0: expected at least 1".into())
     }
 }
 

@@ -4,8 +4,8 @@ use burn_titan_kernels::attention::MAX_HEAD_DIM;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Most transformer blocks; each has modules of its own, which a check of the config builds.
-const MAX_LAYERS: usize = 10_000;
+use crate::config::{ConfigProblem, MAX_LAYERS, MAX_VOCABULARY, ModelConfig, Rules, elements};
+pub use crate::rotary::RopeScaling;
 
 /// The shape of a Llama 3 model.
 ///
@@ -41,37 +41,12 @@ pub struct LlamaConfig {
     pub max_seq_len: usize,
 }
 
-/// RoPE scaling of Llama 3.1: frequencies whose wavelength is longer than the original context (over
-/// `low_freq_factor`) are divided by `factor`, short ones are kept, those between are interpolated.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RopeScaling {
-    /// Divisor of the low frequencies.
-    pub factor: f64,
-    /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are stretched fully.
-    pub low_freq_factor: f64,
-    /// Wavelengths below `original_max_position_embeddings / high_freq_factor` are kept.
-    pub high_freq_factor: f64,
-    /// Context of pre-training, in tokens.
-    pub original_max_position_embeddings: usize,
-}
+impl ModelConfig for LlamaConfig {
+    const FAMILY: &'static str = "llama3";
+    const FLAVORS: &'static [&'static str] = &["debug", "1b", "3b", "8b", "70b", "405b"];
 
-/// A field of [`LlamaConfig`] that breaks a rule.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigProblem {
-    /// Name of the field.
-    pub field: &'static str,
-    /// What is wrong, and what was expected.
-    pub message: String,
-}
-
-impl LlamaConfig {
-    /// Names of the sizes that [`flavor`](Self::flavor) knows.
-    pub const FLAVORS: [&str; 6] = ["debug", "1b", "3b", "8b", "70b", "405b"];
-
-    /// The size of that name. `debug` is the model of torchtitan's tests; the others are Llama 3.1
-    /// (8b, 70b, 405b) and Llama 3.2 (1b, 3b).
-    pub fn flavor(name: &str) -> Option<Self> {
+    /// `debug` is the model of torchtitan's tests; the others are Llama 3.1 (8b, 70b, 405b) and Llama 3.2 (1b, 3b).
+    fn flavor(name: &str) -> Option<Self> {
         let config = match name {
             "debug" => {
                 let published = Self::published(256, 6, 16, 16, 768);
@@ -87,6 +62,37 @@ impl LlamaConfig {
         Some(config)
     }
 
+    fn validate(&self) -> Vec<ConfigProblem> {
+        let mut rules = Rules::default();
+        rules.at_least_1(&[
+            ("dim", self.dim),
+            ("n_layers", self.n_layers),
+            ("n_heads", self.n_heads),
+            ("n_kv_heads", self.n_kv_heads),
+            ("head_dim", self.head_dim),
+            ("ffn_dim", self.ffn_dim),
+            ("vocab_size", self.vocab_size),
+            ("max_seq_len", self.max_seq_len),
+        ]);
+        rules.grouped_heads(self.n_heads, self.n_kv_heads);
+        rules.pairs("head_dim", self.head_dim);
+        rules.at_most(&[
+            ("n_layers", self.n_layers, MAX_LAYERS),
+            ("vocab_size", self.vocab_size, MAX_VOCABULARY),
+            // What the fused attention takes on every device.
+            ("head_dim", self.head_dim, MAX_HEAD_DIM),
+        ]);
+        rules.above_0(&[("norm_eps", self.norm_eps), ("rope_theta", self.rope_theta)]);
+        rules.single_precision("norm_eps", self.norm_eps);
+        if let Some(message) = self.rope_scaling.and_then(|scaling| scaling.problem()) {
+            rules.report("rope_scaling", message);
+        }
+        rules.countable(self.checked_parameter_count());
+        rules.problems
+    }
+}
+
+impl LlamaConfig {
     /// What the published sizes of Llama 3.1 share.
     fn published(
         dim: usize,
@@ -139,126 +145,22 @@ impl LlamaConfig {
     }
 
     /// All parameters; tied weights count once. Saturates where a size is absurd, which
-    /// [`validate`](Self::validate) reports.
+    /// [`validate`](ModelConfig::validate) reports.
     pub fn parameter_count(&self) -> u64 {
         self.checked_parameter_count().unwrap_or(u64::MAX)
     }
 
     fn checked_parameter_count(&self) -> Option<u64> {
-        let [dim, layers, heads, kv_heads, head_dim, ffn, vocab] = [
-            self.dim,
-            self.n_layers,
-            self.n_heads,
-            self.n_kv_heads,
-            self.head_dim,
-            self.ffn_dim,
-            self.vocab_size,
-        ]
-        .map(|size| size as u64);
-        let product = |factors: [u64; 3]| {
-            factors.iter().try_fold(1u64, |product, factor| product.checked_mul(*factor))
-        };
-        let sum = |terms: &[Option<u64>]| {
-            terms.iter().try_fold(0u64, |sum, term| sum.checked_add((*term)?))
-        };
-        // wq and wo, wk and wv, w1 to w3, two norms.
-        let block = sum(&[
-            product([dim, heads, head_dim])?.checked_mul(2),
-            product([dim, kv_heads, head_dim])?.checked_mul(2),
-            product([3, dim, ffn]),
-            product([1, 2, dim]),
+        let Self { dim, n_heads, n_kv_heads, head_dim, ffn_dim, vocab_size, .. } = *self;
+        let block = elements(&[
+            &[2, dim, n_heads, head_dim],    // wq, wo
+            &[2, dim, n_kv_heads, head_dim], // wk, wv
+            &[3, dim, ffn_dim],
+            &[2, dim], // norms
         ])?;
-        let embeddings = product([if self.tie_embeddings { 1 } else { 2 }, vocab, dim]);
-        sum(&[block.checked_mul(layers), embeddings, Some(dim)])
-    }
-
-    /// Everything that is wrong with the shape; empty where a model can be built.
-    pub fn validate(&self) -> Vec<ConfigProblem> {
-        let mut problems = Vec::new();
-        let mut report = |field, message: String| problems.push(ConfigProblem { field, message });
-        for (field, size) in [
-            ("dim", self.dim),
-            ("n_layers", self.n_layers),
-            ("n_heads", self.n_heads),
-            ("n_kv_heads", self.n_kv_heads),
-            ("head_dim", self.head_dim),
-            ("ffn_dim", self.ffn_dim),
-            ("vocab_size", self.vocab_size),
-            ("max_seq_len", self.max_seq_len),
-        ] {
-            if size == 0 {
-                report(field, "is 0: expected at least 1".into());
-            }
-        }
-        if self.n_kv_heads != 0 && !self.n_heads.is_multiple_of(self.n_kv_heads) {
-            let heads = self.n_heads;
-            let message = format!(
-                "is {}: expected a divisor of n_heads ({heads}), so that each serves equally many",
-                self.n_kv_heads
-            );
-            report("n_kv_heads", message);
-        }
-        if !self.head_dim.is_multiple_of(2) {
-            let message = format!("is {}: expected an even number, for RoPE", self.head_dim);
-            report("head_dim", message);
-        }
-        for (field, size, most) in [
-            ("n_layers", self.n_layers, MAX_LAYERS),
-            // Token ids are 32-bit integers on devices.
-            ("vocab_size", self.vocab_size, i32::MAX as usize),
-            // What the fused attention takes on every device.
-            ("head_dim", self.head_dim, MAX_HEAD_DIM),
-        ] {
-            if size > most {
-                report(field, format!("is {size}: expected at most {most}"));
-            }
-        }
-        let above_zero = |value: f64| value.is_finite() && value > 0.0;
-        for (field, value) in [("norm_eps", self.norm_eps), ("rope_theta", self.rope_theta)] {
-            if !above_zero(value) {
-                report(field, format!("is {value}: expected a number above 0"));
-            }
-        }
-        // It is added in single precision, where a smaller number is 0.
-        let eps = self.norm_eps as f32;
-        if above_zero(self.norm_eps) && !(eps.is_finite() && eps >= f32::MIN_POSITIVE) {
-            let message = format!(
-                "is {:e}: expected a number from {:e} to {:e} (single precision)",
-                self.norm_eps,
-                f32::MIN_POSITIVE,
-                f32::MAX
-            );
-            report("norm_eps", message);
-        }
-        if let Some(message) = self.rope_scaling.and_then(|scaling| scaling.problem()) {
-            report("rope_scaling", message);
-        }
-        // Bytes of an f32 copy must be countable, so that no later product overflows.
-        let bytes = self.checked_parameter_count().and_then(|count| count.checked_mul(16));
-        if bytes.is_none_or(|bytes| bytes > i64::MAX as u64) {
-            report("dim", "and the other sizes give more parameters than can be counted".into());
-        }
-        problems
-    }
-}
-
-impl RopeScaling {
-    fn problem(&self) -> Option<String> {
-        let above_zero = |value: f64| value.is_finite() && value > 0.0;
-        if !(self.factor.is_finite() && self.factor >= 1.0) {
-            return Some(format!("has factor {}: expected a number of at least 1", self.factor));
-        }
-        if !(above_zero(self.low_freq_factor) && above_zero(self.high_freq_factor)) {
-            return Some("has a frequency factor that is not a number above 0".into());
-        }
-        if self.low_freq_factor >= self.high_freq_factor {
-            return Some(format!(
-                "has low_freq_factor {}: expected less than high_freq_factor ({})",
-                self.low_freq_factor, self.high_freq_factor
-            ));
-        }
-        (self.original_max_position_embeddings == 0)
-            .then(|| "has original_max_position_embeddings 0: expected at least 1".into())
+        let matrices = if self.tie_embeddings { 1 } else { 2 };
+        let outer = elements(&[&[matrices, vocab_size, dim], &[dim]])?;
+        block.checked_mul(self.n_layers as u64)?.checked_add(outer)
     }
 }
 

@@ -22,6 +22,11 @@ impl Tape {
         Self { workload: *workload, live: 0, most: 0 }
     }
 
+    /// What is worked on.
+    pub fn workload(&self) -> &Workload {
+        &self.workload
+    }
+
     /// Holds elements from now on.
     pub fn hold(&mut self, elements: usize) {
         self.hold_bytes(self.workload.bytes(elements));

@@ -1,33 +1,38 @@
-//! `config.json` of a Hugging Face Llama model, in its two styles.
-//!
-//! Up to transformers 4, the RoPE base is `rope_theta` at the top, and `rope_scaling` (null, or an
-//! object with `rope_type` or `type`) holds the scaling. From transformers 5, both are in
-//! `rope_parameters`. Reading takes either; writing writes both, so that any version reads it.
+//! `config.json` of a Hugging Face Llama model.
 
 use std::path::Path;
 
 use burn_titan_core::checkpoint::HostDtype;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::LlamaHfError;
+use crate::config::ModelConfig;
+use crate::hf::{Keys, ModelFolderError, dtype_name, rope_parameters};
 use crate::llama3::config::{LlamaConfig, RopeScaling};
 
 /// Values that `transformers` takes for a Llama model where the key is absent.
 const DEFAULT_NORM_EPS: f64 = 1e-6;
-const DEFAULT_ROPE_THETA: f64 = 10_000.0;
 const DEFAULT_MAX_SEQ_LEN: usize = 2048;
 
 /// Our config of a Hugging Face `config.json`; `path` is named in errors.
 ///
 /// # Errors
-/// [`LlamaHfError::Config`] where a key is missing, or where the model does something ours does not:
+/// [`ModelFolderError::Config`] where a key is missing, or where the model does something ours does not:
 /// another architecture, biases, another activation or RoPE type, partial RoPE, a sliding window.
-pub fn config_from_json(json: &Value, path: &Path) -> Result<LlamaConfig, LlamaHfError> {
-    let keys = Keys { json, path, prefix: "" };
-    refuse_what_differs(&keys)?;
+pub fn config_from_json(json: &Value, path: &Path) -> Result<LlamaConfig, ModelFolderError> {
+    let keys = Keys::new(json, path);
+    keys.require_architecture("LlamaForCausalLM", "llama")?;
+    keys.refuse_others(&[
+        ("hidden_act", json!("silu")),
+        ("attention_bias", json!(false)),
+        ("mlp_bias", json!(false)),
+        ("partial_rotary_factor", json!(1.0)),
+        ("sliding_window", Value::Null),
+        ("use_sliding_window", json!(false)),
+        ("quantization_config", Value::Null),
+    ])?;
     let dim = keys.required_size("hidden_size")?;
     let n_heads = keys.required_size("num_attention_heads")?;
-    let (rope_theta, rope_scaling) = rope(&keys)?;
+    let (rope_theta, scaling) = keys.rope(Some("llama3"))?;
     let config = LlamaConfig {
         dim,
         n_layers: keys.required_size("num_hidden_layers")?,
@@ -38,24 +43,27 @@ pub fn config_from_json(json: &Value, path: &Path) -> Result<LlamaConfig, LlamaH
         vocab_size: keys.required_size("vocab_size")?,
         norm_eps: keys.number("rms_norm_eps")?.unwrap_or(DEFAULT_NORM_EPS),
         rope_theta,
-        rope_scaling,
+        rope_scaling: scaling.map(rope_scaling).transpose()?,
         tie_embeddings: keys.flag("tie_word_embeddings")?.unwrap_or(false),
         max_seq_len: keys.size("max_position_embeddings")?.unwrap_or(DEFAULT_MAX_SEQ_LEN),
     };
     match config.validate().into_iter().next() {
         None => Ok(config),
-        Some(problem) => Err(keys.error(hf_key(problem.field), problem.message)),
+        Some(problem) => Err(keys.problem(problem)),
     }
+}
+
+fn rope_scaling(keys: Keys<'_>) -> Result<RopeScaling, ModelFolderError> {
+    Ok(RopeScaling {
+        factor: keys.required_number("factor")?,
+        low_freq_factor: keys.required_number("low_freq_factor")?,
+        high_freq_factor: keys.required_number("high_freq_factor")?,
+        original_max_position_embeddings: keys.required_size("original_max_position_embeddings")?,
+    })
 }
 
 /// The `config.json` of our config, for weights of type `dtype`.
 pub fn config_to_json(config: &LlamaConfig, dtype: HostDtype) -> Value {
-    let dtype = match dtype {
-        HostDtype::BF16 => "bfloat16",
-        HostDtype::F16 => "float16",
-        HostDtype::F64 => "float64",
-        _ => "float32",
-    };
     let scaling = config.rope_scaling.map(|scaling| {
         json!({
             "rope_type": "llama3",
@@ -65,8 +73,6 @@ pub fn config_to_json(config: &LlamaConfig, dtype: HostDtype) -> Value {
             "original_max_position_embeddings": scaling.original_max_position_embeddings,
         })
     });
-    let mut rope_parameters = scaling.clone().unwrap_or_else(|| json!({"rope_type": "default"}));
-    rope_parameters["rope_theta"] = json!(config.rope_theta);
     json!({
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": false,
@@ -83,157 +89,14 @@ pub fn config_to_json(config: &LlamaConfig, dtype: HostDtype) -> Value {
         "num_key_value_heads": config.n_kv_heads,
         "pretraining_tp": 1,
         "rms_norm_eps": config.norm_eps,
-        "rope_parameters": rope_parameters,
+        "rope_parameters": rope_parameters(config.rope_theta, scaling.as_ref()),
         "rope_scaling": scaling,
         "rope_theta": config.rope_theta,
         "tie_word_embeddings": config.tie_embeddings,
-        "torch_dtype": dtype,
+        "torch_dtype": dtype_name(dtype),
         "use_cache": true,
         "vocab_size": config.vocab_size,
     })
-}
-
-/// The key of `config.json` that gives a field of ours.
-fn hf_key(field: &str) -> &str {
-    match field {
-        "dim" => "hidden_size",
-        "n_layers" => "num_hidden_layers",
-        "n_heads" => "num_attention_heads",
-        "n_kv_heads" => "num_key_value_heads",
-        "ffn_dim" => "intermediate_size",
-        "norm_eps" => "rms_norm_eps",
-        "max_seq_len" => "max_position_embeddings",
-        same => same,
-    }
-}
-
-fn refuse_what_differs(keys: &Keys<'_>) -> Result<(), LlamaHfError> {
-    match keys.get("architectures") {
-        Some(Value::Array(names)) if names.iter().any(|name| name == "LlamaForCausalLM") => {}
-        Some(found) => {
-            let problem = format!("is {found}: only LlamaForCausalLM is supported here");
-            return Err(keys.error("architectures", problem));
-        }
-        None if keys.get("model_type").is_some_and(|kind| kind == "llama") => {}
-        None => {
-            let problem = "is missing: expected [\"LlamaForCausalLM\"]".into();
-            return Err(keys.error("architectures", problem));
-        }
-    }
-    let supported = [
-        ("hidden_act", json!("silu")),
-        ("attention_bias", json!(false)),
-        ("mlp_bias", json!(false)),
-        ("partial_rotary_factor", json!(1.0)),
-        ("sliding_window", Value::Null),
-        ("use_sliding_window", json!(false)),
-        ("quantization_config", Value::Null),
-    ];
-    for (key, only) in supported {
-        if let Some(found) = keys.get(key).filter(|found| !same(found, &only)) {
-            return Err(keys.error(key, format!("is {found}: only {only} is supported")));
-        }
-    }
-    Ok(())
-}
-
-/// Equal, where 1 and 1.0 are the same number.
-fn same(a: &Value, b: &Value) -> bool {
-    a == b || matches!((a.as_f64(), b.as_f64()), (Some(a), Some(b)) if a == b)
-}
-
-/// RoPE base and scaling, from either style.
-fn rope(keys: &Keys<'_>) -> Result<(f64, Option<RopeScaling>), LlamaHfError> {
-    let top = keys.number("rope_theta")?;
-    let object = match keys.object("rope_parameters")? {
-        Some(object) => Some(object),
-        None => keys.object("rope_scaling")?,
-    };
-    let Some(keys) = object else { return Ok((top.unwrap_or(DEFAULT_ROPE_THETA), None)) };
-    let theta = keys.number("rope_theta")?.or(top).unwrap_or(DEFAULT_ROPE_THETA);
-    if let Some(found) = keys.get("partial_rotary_factor").filter(|f| !same(f, &json!(1.0))) {
-        let problem = format!("is {found}: only 1.0 is supported");
-        return Err(keys.error("partial_rotary_factor", problem));
-    }
-    let key = if keys.get("rope_type").is_some() { "rope_type" } else { "type" };
-    let scaling = match keys.get(key).map(|kind| kind.as_str().unwrap_or_default()) {
-        None | Some("default") => None,
-        Some("llama3") => Some(RopeScaling {
-            factor: keys.required_number("factor")?,
-            low_freq_factor: keys.required_number("low_freq_factor")?,
-            high_freq_factor: keys.required_number("high_freq_factor")?,
-            original_max_position_embeddings: keys
-                .required_size("original_max_position_embeddings")?,
-        }),
-        Some(_) => {
-            let found = keys.get(key).cloned().unwrap_or_default();
-            let problem = format!("is {found}: only \"default\" and \"llama3\" are supported");
-            return Err(keys.error(key, problem));
-        }
-    };
-    Ok((theta, scaling))
-}
-
-/// A JSON object and where it is, for errors.
-struct Keys<'a> {
-    json: &'a Value,
-    path: &'a Path,
-    /// Key of the object itself, with a dot; empty at the top.
-    prefix: &'static str,
-}
-
-impl<'a> Keys<'a> {
-    /// The value of `key`; null counts as absent.
-    fn get(&self, key: &str) -> Option<&'a Value> {
-        self.json.get(key).filter(|value| !value.is_null())
-    }
-
-    fn error(&self, key: &str, problem: String) -> LlamaHfError {
-        let key = format!("{}{key}", self.prefix);
-        LlamaHfError::Config { path: self.path.to_path_buf(), key, problem }
-    }
-
-    fn typed<T>(
-        &self,
-        key: &str,
-        expected: &str,
-        convert: impl Fn(&'a Value) -> Option<T>,
-    ) -> Result<Option<T>, LlamaHfError> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        match convert(value) {
-            Some(value) => Ok(Some(value)),
-            None => Err(self.error(key, format!("is {value}: expected {expected}"))),
-        }
-    }
-
-    fn size(&self, key: &str) -> Result<Option<usize>, LlamaHfError> {
-        let convert = |value: &Value| value.as_u64().and_then(|size| usize::try_from(size).ok());
-        self.typed(key, "a whole number of at least 0", convert)
-    }
-
-    fn number(&self, key: &str) -> Result<Option<f64>, LlamaHfError> {
-        self.typed(key, "a number", Value::as_f64)
-    }
-
-    fn flag(&self, key: &str) -> Result<Option<bool>, LlamaHfError> {
-        self.typed(key, "true or false", Value::as_bool)
-    }
-
-    fn object(&self, key: &'static str) -> Result<Option<Self>, LlamaHfError> {
-        let prefix = if key == "rope_scaling" { "rope_scaling." } else { "rope_parameters." };
-        let object: Option<&Map<String, Value>> = self.typed(key, "an object", Value::as_object)?;
-        let json = object.and_then(|_| self.json.get(key));
-        Ok(json.map(|json| Self { json, path: self.path, prefix }))
-    }
-
-    fn required_size(&self, key: &str) -> Result<usize, LlamaHfError> {
-        let missing = || self.error(key, "is missing: expected a whole number".into());
-        self.size(key)?.ok_or_else(missing)
-    }
-
-    fn required_number(&self, key: &str) -> Result<f64, LlamaHfError> {
-        self.number(key)?.ok_or_else(|| self.error(key, "is missing: expected a number".into()))
-    }
 }
 
 #[cfg(test)]

@@ -6,18 +6,18 @@
 
 use burn_titan_core::checkpoint::HostTensor;
 
-use super::LlamaHfError;
+use crate::hf::ModelFolderError;
 
 /// The rows of a query or key projection `[n_heads * head_dim, in]` in Meta's order (neighbours are
 /// pairs), reordered for half-split RoPE.
 ///
 /// # Errors
-/// [`LlamaHfError::Heads`] where the shape is not that of `n_heads` heads of an even `head_dim`.
+/// [`ModelFolderError::Heads`] where the shape is not that of `n_heads` heads of an even `head_dim`.
 pub fn meta_to_hf_rows(
     weight: &HostTensor,
     n_heads: usize,
     head_dim: usize,
-) -> Result<HostTensor, LlamaHfError> {
+) -> Result<HostTensor, ModelFolderError> {
     // Row `half * (head_dim / 2) + pair` of the result is row `2 * pair + half`.
     permute_rows(weight, n_heads, head_dim, |row| {
         let pairs = head_dim / 2;
@@ -28,12 +28,12 @@ pub fn meta_to_hf_rows(
 /// The inverse of [`meta_to_hf_rows`].
 ///
 /// # Errors
-/// [`LlamaHfError::Heads`] where the shape is not that of `n_heads` heads of an even `head_dim`.
+/// [`ModelFolderError::Heads`] where the shape is not that of `n_heads` heads of an even `head_dim`.
 pub fn hf_to_meta_rows(
     weight: &HostTensor,
     n_heads: usize,
     head_dim: usize,
-) -> Result<HostTensor, LlamaHfError> {
+) -> Result<HostTensor, ModelFolderError> {
     permute_rows(weight, n_heads, head_dim, |row| (row % 2) * (head_dim / 2) + row / 2)
 }
 
@@ -43,8 +43,8 @@ fn permute_rows(
     n_heads: usize,
     head_dim: usize,
     source: impl Fn(usize) -> usize,
-) -> Result<HostTensor, LlamaHfError> {
-    let refused = || LlamaHfError::Heads {
+) -> Result<HostTensor, ModelFolderError> {
+    let refused = || ModelFolderError::Heads {
         name: weight.name().into(),
         shape: weight.shape().to_vec(),
         n_heads,

@@ -6,6 +6,7 @@ use burn_titan_core::checkpoint::{HostDtype, HostTensor};
 use tempfile::tempdir;
 
 use super::*;
+use crate::config::ModelConfig;
 
 fn golden() -> HfFolder {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/llama_tiny");
@@ -106,7 +107,7 @@ fn incomplete_models_are_not_written() {
     let out = tempdir().unwrap();
     let path = out.path().join("out");
     let write = |parameters: Vec<HostTensor>| {
-        let parameters = parameters.into_iter().map(Ok::<_, LlamaHfError>);
+        let parameters = parameters.into_iter().map(Ok::<_, ModelFolderError>);
         write_folder(&path, &config, parameters, &HfExtras::default(), u64::MAX)
             .unwrap_err()
             .to_string()
@@ -124,4 +125,36 @@ fn incomplete_models_are_not_written() {
     let unknown = HostTensor::from_bytes("bias", HostDtype::F32, &[0], vec![]).unwrap();
     assert!(write(vec![unknown]).starts_with("`bias` is not the name of a parameter"));
     assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn names_map_both_ways() {
+    let config = LlamaConfig { n_layers: 12, ..LlamaConfig::flavor("debug").unwrap() };
+    let shapes = parameter_shapes(&config);
+    assert_eq!(shapes.len(), 3 + 12 * 9);
+    for (name, _) in &shapes {
+        assert_eq!(NAMES.our_name(&hf_name(name).unwrap()).as_ref(), Some(name));
+    }
+    assert_eq!(
+        hf_name("layers.11.feed_forward.w3.weight").unwrap(),
+        "model.layers.11.mlp.up_proj.weight"
+    );
+    assert_eq!(
+        hf_name("layers.0.ffn_norm.weight").unwrap(),
+        "model.layers.0.post_attention_layernorm.weight"
+    );
+    for name in ["layers.x.ffn_norm.weight", "layers.01.ffn_norm.weight", "layers.1", "norm", ""] {
+        assert_eq!(hf_name(name), None, "{name}");
+    }
+    assert_eq!(NAMES.our_name("model.layers.0.self_attn.rotary_emb.inv_freq"), None);
+}
+
+#[test]
+fn shapes_add_up_to_the_count() {
+    for flavor in LlamaConfig::FLAVORS {
+        let config = LlamaConfig::flavor(flavor).unwrap();
+        let sum: usize =
+            parameter_shapes(&config).iter().map(|(_, s)| s.iter().product::<usize>()).sum();
+        assert_eq!(sum as u64, config.parameter_count(), "{flavor}");
+    }
 }

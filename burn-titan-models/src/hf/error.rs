@@ -1,13 +1,13 @@
-//! What can be wrong with a Llama model from Hugging Face.
+//! What can be wrong with a model from Hugging Face.
 
 use std::path::PathBuf;
 
 use burn_titan_core::checkpoint::TensorError;
 use burn_titan_core::hf::HfError;
 
-/// What can be wrong with a Llama model from Hugging Face, or with one that is to become one.
+/// What can be wrong with a model from Hugging Face, or with one that is to become one.
 #[derive(Debug, thiserror::Error)]
-pub enum LlamaHfError {
+pub enum ModelFolderError {
     /// The folder, or a file in it.
     #[error(transparent)]
     Folder(#[from] HfError),
@@ -42,7 +42,7 @@ pub enum LlamaHfError {
     },
     /// The folder holds a tensor that the model has no place for.
     #[error(
-        "{}: tensor `{name}` is no part of a Llama model of this config: use the config.json that \
+        "{}: tensor `{name}` is no part of a {model} model of this config: use the config.json that \
          belongs to these weights",
         folder.display()
     )]
@@ -51,18 +51,26 @@ pub enum LlamaHfError {
         folder: PathBuf,
         /// The tensor.
         name: String,
+        /// The family.
+        model: &'static str,
     },
     /// A name that no parameter of the model has.
-    #[error("`{name}` is not the name of a parameter of this Llama model: check the model config")]
+    #[error(
+        "`{name}` is not the name of a parameter of this {model} model: check the model config"
+    )]
     Name {
         /// The name.
         name: String,
+        /// The family.
+        model: &'static str,
     },
     /// A parameter was not given.
-    #[error("parameter `{name}` of the Llama model is missing: give all of them")]
+    #[error("parameter `{name}` of the {model} model is missing: give all of them")]
     MissingParameter {
         /// The parameter.
         name: String,
+        /// The family.
+        model: &'static str,
     },
     /// A weight does not consist of heads.
     #[error(
@@ -81,8 +89,8 @@ pub enum LlamaHfError {
     },
 }
 
-impl From<LlamaHfError> for burn_titan_core::model::ModelError {
-    fn from(error: LlamaHfError) -> Self {
+impl From<ModelFolderError> for burn_titan_core::model::ModelError {
+    fn from(error: ModelFolderError) -> Self {
         Self::new(error)
     }
 }

@@ -1,0 +1,146 @@
+//! Hugging Face folders of any family: names, layouts, `config.json`.
+//!
+//! Tensors have other names there ([`Names`]). Linear weights are `[out, in]` there and `[in, out]` here, as Burn's
+//! `Linear` has them, so they are transposed. RoPE is half-split in both, so query and key rows keep their order.
+
+mod config_json;
+mod error;
+mod names;
+
+pub use config_json::{Keys, dtype_name, rope_parameters};
+pub use error::ModelFolderError;
+pub use names::{ATTENTION, FEED_FORWARD, NORMS, Names, Pairs, is_linear, parameter_shapes};
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use burn_titan_core::checkpoint::{HostDtype, HostTensor};
+use burn_titan_core::hf::{HfFolder, HfWriter};
+use burn_titan_core::model::HfExtras;
+use serde_json::Value;
+
+impl Names {
+    /// Reads one of our parameters from a Hugging Face folder: `[in, out]` for linear weights, in the
+    /// element type that is stored.
+    ///
+    /// # Errors
+    /// [`ModelFolderError`] where the tensor is missing or has another shape than `shape`, which is ours.
+    pub fn read_parameter(
+        &self,
+        folder: &HfFolder,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<HostTensor, ModelFolderError> {
+        let hf_name = self.hf_name(name).ok_or_else(|| self.unknown(name))?;
+        let view = folder.view(&hf_name)?;
+        let mut expected = shape.to_vec();
+        if is_linear(name) {
+            expected.reverse();
+        }
+        if view.shape != expected {
+            return Err(ModelFolderError::Shape {
+                folder: folder.path().to_path_buf(),
+                name: hf_name,
+                found: view.shape.to_vec(),
+                expected,
+            });
+        }
+        let tensor = view.to_tensor().renamed(name);
+        Ok(if is_linear(name) { tensor.transposed()? } else { tensor })
+    }
+
+    /// Reads all parameters of these names and shapes, which are ours, in their order, one at a
+    /// time. A folder that holds anything else is refused first.
+    ///
+    /// # Errors
+    /// [`ModelFolderError::Unexpected`] at once; others as the parameters are read.
+    pub fn read_parameters<'a>(
+        self,
+        folder: &'a HfFolder,
+        shapes: Vec<(String, Vec<usize>)>,
+    ) -> Result<impl Iterator<Item = Result<HostTensor, ModelFolderError>> + 'a, ModelFolderError>
+    {
+        let known: BTreeSet<String> =
+            shapes.iter().filter_map(|(name, _)| self.hf_name(name)).collect();
+        let unknown = |name: &&str| !known.contains(*name) && !is_harmless(name);
+        if let Some(name) = folder.names().find(unknown) {
+            let (folder, name) = (folder.path().to_path_buf(), name.to_string());
+            return Err(ModelFolderError::Unexpected { folder, name, model: self.model });
+        }
+        let read =
+            move |(name, shape): (String, Vec<usize>)| self.read_parameter(folder, &name, &shape);
+        Ok(shapes.into_iter().map(read))
+    }
+
+    /// One of our parameters, under its Hugging Face name and in that layout.
+    ///
+    /// # Errors
+    /// [`ModelFolderError::Name`] where it is not a parameter of the family.
+    pub fn to_hf(&self, parameter: HostTensor) -> Result<HostTensor, ModelFolderError> {
+        let name = parameter.name();
+        let hf_name = self.hf_name(name).ok_or_else(|| self.unknown(name))?;
+        let linear = is_linear(name);
+        let parameter = if linear { parameter.transposed()? } else { parameter };
+        Ok(parameter.renamed(hf_name))
+    }
+
+    /// Writes a Hugging Face folder of our `parameters`, which must be exactly those of these names and shapes,
+    /// in any order, and are taken one at a time, with `extras`. `config` makes `config.json`, for weights of a dtype.
+    ///
+    /// # Errors
+    /// [`ModelFolderError`] where a parameter is missing, unknown or of the wrong shape, or where the disk
+    /// refuses. Nothing is left behind then.
+    pub fn write_folder<E: From<ModelFolderError>>(
+        &self,
+        path: &Path,
+        shapes: Vec<(String, Vec<usize>)>,
+        config: impl Fn(HostDtype) -> Value,
+        parameters: impl IntoIterator<Item = Result<HostTensor, E>>,
+        extras: &HfExtras<'_>,
+        max_shard_bytes: u64,
+    ) -> Result<(), E> {
+        let mut missing: BTreeMap<_, _> = shapes.into_iter().collect();
+        let mut writer: Option<HfWriter> = None;
+        for parameter in parameters {
+            let parameter = parameter?;
+            let Some(expected) = missing.remove(parameter.name()) else {
+                return Err(self.unknown(parameter.name()).into());
+            };
+            if parameter.shape() != expected {
+                let (name, found) = (parameter.name().to_string(), parameter.shape().to_vec());
+                let folder = path.to_path_buf();
+                return Err(ModelFolderError::Shape { folder, name, found, expected }.into());
+            }
+            let writer = match &mut writer {
+                Some(writer) => writer,
+                None => {
+                    let mut json = config(parameter.dtype());
+                    // `transformers` takes 1 and 2 where the keys are absent, but nothing for null.
+                    json["bos_token_id"] = extras.bos_token_id.into();
+                    json["eos_token_id"] = extras.eos_token_id.into();
+                    let created = HfWriter::create(path, &json, max_shard_bytes);
+                    writer.insert(created.map_err(ModelFolderError::from)?)
+                }
+            };
+            writer.write(self.to_hf(parameter)?).map_err(ModelFolderError::from)?;
+        }
+        let (Some(writer), None) = (writer, missing.keys().next()) else {
+            let name = missing.keys().next().cloned().unwrap_or_default();
+            return Err(ModelFolderError::MissingParameter { name, model: self.model }.into());
+        };
+        for (name, contents) in extras.files {
+            writer.add_file(name, contents).map_err(ModelFolderError::from)?;
+        }
+        Ok(writer.finish().map_err(ModelFolderError::from)?)
+    }
+
+    fn unknown(&self, name: &str) -> ModelFolderError {
+        ModelFolderError::Name { name: name.into(), model: self.model }
+    }
+}
+
+/// Tensors that older folders hold though the rest of the folder determines them: RoPE frequencies,
+/// and the head of a tied model.
+fn is_harmless(name: &str) -> bool {
+    name.ends_with("rotary_emb.inv_freq") || name == "lm_head.weight"
+}
