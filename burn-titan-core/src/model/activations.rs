@@ -38,6 +38,8 @@ pub struct Sharing {
     pub sequences: Option<SequenceShards>,
     /// Whether these gather all keys and values, in place of handing them around.
     pub gathers_keys: bool,
+    /// Ranks that have all experts together; 1 where each has a part of every expert.
+    pub expert_ranks: usize,
 }
 
 impl Sharing {
@@ -49,6 +51,7 @@ impl Sharing {
         chunks: 1,
         sequences: None,
         gathers_keys: false,
+        expert_ranks: 1,
     };
 
     /// Whether ranks split matrix products.

@@ -57,6 +57,15 @@ pub enum Site {
         /// Width of a head.
         head_dim: usize,
     },
+    /// [`Context::experts`].
+    Experts {
+        /// Width of the hidden states.
+        dim: usize,
+        /// Experts of the layer.
+        experts: usize,
+        /// Experts that each token meets.
+        top_k: usize,
+    },
     /// [`Context::output`].
     Output {
         /// Width of the hidden states.

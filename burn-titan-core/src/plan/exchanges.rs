@@ -35,6 +35,7 @@ impl SiteExchanges {
             Site::Leave { dim } | Site::Embedding { dim } => self.leave(stream(dim)),
             Site::ByToken { dim } => self.by_token(dim),
             Site::Output { dim } => self.output(dim, stream(dim)),
+            Site::Experts { dim, experts, top_k } => self.experts(stream(dim), experts, dim * top_k),
             Site::Attention { key_heads, head_dim } => self.attention(key_heads, head_dim),
         }
     }
@@ -82,6 +83,39 @@ impl SiteExchanges {
             all.backward.extend(leave.backward.into_iter().chain(enter.backward));
         }
         all
+    }
+
+    /// How many rows go to which rank is seen only in the run: here, equally many to each. A token's rows are so wide
+    /// together.
+    fn experts(&self, stream: (usize, usize), experts: usize, width: usize) -> Exchanges {
+        let Sharing { tensor, expert_ranks: ranks, .. } = *self.sharing();
+        let (enter, leave) = (self.enter(stream), self.leave(stream));
+        let around = |inside: Vec<Operation>| Exchanges {
+            forward: [enter.forward.clone(), inside.clone(), leave.forward.clone()].concat(),
+            backward: [leave.backward.clone(), inside, enter.backward.clone()].concat(),
+        };
+        if ranks == 1 {
+            return around(vec![]);
+        }
+        // Every rank of `tp` routes tokens of its own.
+        let own = shard_range(self.workload.tokens(), tensor.ranks, 0).len() * width;
+        let operation = |kind, count, own, element| Operation {
+            scope: Scope::Expert,
+            kind,
+            unit: None,
+            count,
+            own,
+            element,
+        };
+        let counts = operation(Kind::AllGather, ranks * experts, experts, Element::I32);
+        let rows = operation(Kind::AllToAll, ranks * own, own, self.compute);
+        let Exchanges { mut forward, backward } = match tensor.sequence {
+            true => Exchanges { forward: vec![rows; 2], backward: vec![rows; 2] },
+            false => around(vec![rows; 2]),
+        };
+        let first = forward.iter().position(|operation| operation.kind == Kind::AllToAll);
+        forward.insert(first.unwrap_or(0), counts);
+        Exchanges { forward, backward }
     }
 
     fn output(&self, dim: usize, stream: (usize, usize)) -> Exchanges {

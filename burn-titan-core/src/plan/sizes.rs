@@ -42,6 +42,7 @@ pub(super) fn sizes(
             chunks: config.parallelism.async_tensor_parallel_chunks,
             sequences,
             gathers_keys: method == Method::AllGather,
+            expert_ranks: expert.ranks,
         },
     };
     let compute = match config.precision.compute {

@@ -68,6 +68,7 @@ impl Shared {
                 chunks: self.chunks,
                 sequences,
                 gathers_keys: self.method == Method::AllGather,
+                expert_ranks: 1,
             },
         }
     }

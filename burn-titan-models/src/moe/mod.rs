@@ -1,0 +1,133 @@
+//! Mixture of experts: a feed-forward of which every token meets a part (Shazeer et al., 2017).
+//!
+//! A router scores all experts for each token; the token meets the best few, and gets the sum of what they give,
+//! weighted by their scores. Shared experts (Dai et al., 2024) are an ordinary feed-forward beside it, for all tokens.
+//! No token is dropped, and no row is padded. Written for one device: the mesh puts its exchanges into
+//! [`Context::experts`].
+
+mod experts;
+mod memory;
+mod router;
+
+pub use experts::Experts;
+pub use router::Router;
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use burn_titan_core::model::{Context, Line, ParameterRole, Site, Split, Workload};
+use burn_titan_kernels::Routing;
+
+use crate::block::Sublayer;
+use crate::feed_forward::FeedForward;
+use crate::tape::Tape;
+
+/// The sizes of a mixture.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MoeConfig {
+    /// Width of the residual stream.
+    pub dim: usize,
+    /// Experts that the router chooses from.
+    pub experts: usize,
+    /// Width of the middle of each.
+    pub expert_dim: usize,
+    /// Width of the middle of the shared experts together; 0 for none.
+    pub shared_dim: usize,
+    /// How the router chooses.
+    pub routing: Routing,
+    /// Whether a number for each expert balances the choice.
+    pub balanced: bool,
+    /// The how-manieth layer with experts it is, from 0.
+    pub layer: usize,
+}
+
+/// Experts, the router that chooses among them, and those that all tokens meet.
+#[derive(Module, Debug)]
+pub struct MixtureOfExperts {
+    router: Router,
+    experts: Experts,
+    shared_experts: Option<FeedForward>,
+    #[module(skip)]
+    config: MoeConfig,
+}
+
+impl MixtureOfExperts {
+    /// Allocates nothing.
+    pub fn new(config: &MoeConfig, device: &Device) -> Self {
+        let MoeConfig { dim, experts, expert_dim, shared_dim, balanced, .. } = *config;
+        let shared = (shared_dim > 0).then(|| FeedForward::new(dim, shared_dim, device));
+        Self {
+            router: Router::new(dim, experts, balanced, device),
+            experts: Experts::new(experts, dim, expert_dim, device),
+            shared_experts: shared,
+            config: config.clone(),
+        }
+    }
+
+    /// How its parameters are split over the ranks that split matrix products, where experts are not dealt out: every
+    /// expert by the columns of its middle. The router is whole, and its gradient a summand, since each rank weighs its
+    /// part of what experts give.
+    pub fn plan(shared: bool) -> Vec<Line> {
+        let lines = [
+            ("router.weight", Split::ReplicateInSite),
+            ("experts.{w1,w3}", Split::Shard(2)),
+            ("experts.w2", Split::Shard(1)),
+        ];
+        let lines = lines.into_iter().map(|(name, split)| (name.to_string(), split));
+        let beside = if shared { FeedForward::plan() } else { vec![] };
+        let beside = beside.into_iter();
+        lines.chain(beside.map(|(name, split)| (format!("shared_experts.{name}"), split))).collect()
+    }
+}
+
+/// What a parameter of a model with experts is for, told from its name.
+pub fn role(name: &str) -> ParameterRole {
+    if name.contains(".experts.") {
+        ParameterRole::Expert
+    } else if name.ends_with(".router.bias") {
+        ParameterRole::RouterBias
+    } else {
+        ParameterRole::Dense
+    }
+}
+
+impl Sublayer for MixtureOfExperts {
+    fn forward(&self, x: Tensor<3>, context: &Context) -> Tensor<3> {
+        let MoeConfig { layer, experts, routing, .. } = &self.config;
+        let routed = context.experts(
+            x.clone(),
+            *layer,
+            *experts,
+            |tokens| self.router.forward(tokens, routing),
+            |rows, counts| self.experts.forward(rows, counts),
+        );
+        match &self.shared_experts {
+            Some(shared) => routed + shared.forward(x, context),
+            None => routed,
+        }
+    }
+
+    fn sites(&self, dim: usize) -> Option<Vec<Site>> {
+        let MoeConfig { experts, routing, .. } = &self.config;
+        let mut sites = vec![Site::Experts { dim, experts: *experts, top_k: routing.top_k }];
+        if let Some(shared) = &self.shared_experts {
+            sites.extend(shared.sites(dim)?);
+        }
+        Some(sites)
+    }
+
+    fn hold_forward(&self, tape: &mut Tape, dim: usize, keep: bool) -> Option<()> {
+        memory::hold_forward(self, tape, dim, keep)
+    }
+
+    fn hold_backward(&self, tape: &mut Tape, dim: usize) -> Option<()> {
+        memory::hold_backward(self, tape, dim)
+    }
+
+    fn shared(&self, _: &Workload) -> Option<u64> {
+        Some(0)
+    }
+
+    fn put_off(&self, dim: usize, workload: &Workload) -> Option<u64> {
+        memory::put_off(self, dim, workload)
+    }
+}

@@ -1,0 +1,31 @@
+//! The choice of experts.
+
+use burn::module::{Module, Param};
+use burn::nn::{Initializer, Linear, LinearConfig};
+use burn::tensor::{DType, Device, Tensor};
+use burn_titan_kernels::{Routed, Routing, linear, route};
+
+/// Scores experts by one matrix, in f32, whatever the rest computes in: close scores decide which expert a token meets.
+#[derive(Module, Debug)]
+pub struct Router {
+    /// `[dim, experts]`.
+    weight: Param<Tensor<2>>,
+    /// Added to the scores for the choice alone, `[experts]`: moved by the load of the experts, not by gradients.
+    bias: Option<Param<Tensor<1>>>,
+}
+
+impl Router {
+    /// Allocates nothing.
+    pub fn new(dim: usize, experts: usize, balanced: bool, device: &Device) -> Self {
+        let Linear { weight, .. } = LinearConfig::new(dim, experts).with_bias(false).init(device);
+        let bias = balanced.then(|| Initializer::Zeros.init([experts], device));
+        Self { weight, bias }
+    }
+
+    /// The experts of tokens `[tokens, dim]`, with their weights.
+    pub fn forward(&self, tokens: Tensor<2>, routing: &Routing) -> Routed {
+        let logits = linear(tokens.cast(DType::F32), self.weight.val().cast(DType::F32));
+        let bias = self.bias.as_ref().map(|bias| bias.val().inner());
+        route(logits, bias, routing)
+    }
+}
