@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 /// Most transformer blocks; each has modules of its own, which a check of the config builds.
 pub const MAX_LAYERS: usize = 10_000;
@@ -10,7 +11,7 @@ pub const MAX_LAYERS: usize = 10_000;
 pub const MAX_VOCABULARY: usize = i32::MAX as usize;
 
 /// The sizes of a model, as its family has them. Every field is a key of `model.overrides`.
-pub trait ModelConfig: Serialize + DeserializeOwned {
+pub trait ModelConfig: Serialize + DeserializeOwned + 'static {
     /// Name of the family.
     const FAMILY: &'static str;
     /// Names of the sizes that [`ModelConfig::flavor`] knows.
@@ -21,6 +22,11 @@ pub trait ModelConfig: Serialize + DeserializeOwned {
 
     /// Everything that is wrong with the sizes; empty where a model can be built.
     fn validate(&self) -> Vec<ConfigProblem>;
+
+    /// As JSON, every field written out.
+    fn to_value(&self) -> Value {
+        serde_json::to_value(self).unwrap_or(Value::Null)
+    }
 }
 
 /// A field of a config that breaks a rule.

@@ -1,134 +1,141 @@
-//! What families of models answer the platform in the same way.
+//! A family of models as the platform sees it.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
-use burn::tensor::Device;
+use burn_titan_core::checkpoint::HostTensor;
 use burn_titan_core::config::nearest;
-use burn_titan_core::model::{FieldProblem, ModelError, PlanError, TensorPlan, Unit};
+use burn_titan_core::hf::{DEFAULT_MAX_SHARD_BYTES, HfFolder};
+use burn_titan_core::model::{FieldProblem, HfExtras, HfWeights, Model, ModelError, ModelFamily};
 use serde_json::{Map, Value};
 
-use crate::config::ModelConfig;
+use crate::config::{ConfigProblem, ModelConfig};
+use crate::hf::{self, HuggingFace};
 
-/// What depends on the attention module, of a family whose sizes are a `C`.
-pub struct Blocks<C> {
-    /// The units of a model.
-    pub units: fn(&C, &Device) -> Vec<Box<dyn Unit>>,
-    /// How its parameters are split.
-    pub tensor_plan: fn(&C, &Device) -> Result<TensorPlan, PlanError>,
-    /// Whether it may run where ranks share each sequence.
-    pub shares_sequences: bool,
+/// A family of models whose sizes are a `C`, with the attention modules that its blocks can use.
+pub struct Family<C> {
+    /// What makes the model, by the names that `model.attention` picks them by.
+    models: BTreeMap<String, fn(&C) -> Model>,
 }
 
-/// The attention modules that a family's blocks can use, by the names that `model.attention` picks them by.
-pub struct Attentions<C> {
-    by_name: BTreeMap<String, Blocks<C>>,
-}
+impl<C: ModelConfig> Family<C> {
+    /// A family of models as `model` makes them, with an attention that is called `fused`.
+    pub fn new(model: fn(&C) -> Model) -> Self {
+        Self { models: BTreeMap::new() }.with_model("fused", model)
+    }
 
-impl<C> Default for Attentions<C> {
-    fn default() -> Self {
-        Self { by_name: BTreeMap::new() }
+    /// Adds models with another attention; those of the same name are replaced.
+    pub fn with_model(mut self, attention: &str, model: fn(&C) -> Model) -> Self {
+        self.models.insert(attention.into(), model);
+        self
     }
 }
 
-impl<C: ModelConfig> Attentions<C> {
-    /// Adds one; one of the same name is replaced.
-    pub fn insert(&mut self, name: &str, blocks: Blocks<C>) {
-        self.by_name.insert(name.into(), blocks);
+impl<C: HuggingFace> ModelFamily for Family<C> {
+    fn name(&self) -> &str {
+        C::FAMILY
     }
 
-    /// All names, sorted.
-    pub fn names(&self) -> Vec<String> {
-        self.by_name.keys().cloned().collect()
+    fn flavors(&self) -> Vec<String> {
+        C::FLAVORS.iter().map(ToString::to_string).collect()
     }
 
-    /// The sizes that `config` says, and what depends on the attention of this name.
-    ///
-    /// # Errors
-    /// Every problem with either, as [`burn_titan_core::model::ModelFamily::build`] gives them.
-    pub fn check(
+    fn attentions(&self) -> Vec<String> {
+        self.models.keys().cloned().collect()
+    }
+
+    fn resolve(
         &self,
-        config: &Value,
-        attention: &str,
-    ) -> Result<(C, &Blocks<C>), Vec<FieldProblem>> {
+        flavor: &str,
+        overrides: &Map<String, Value>,
+    ) -> Result<Value, Vec<FieldProblem>> {
+        let family = C::FAMILY;
+        let Some(config) = C::flavor(flavor) else {
+            let message = format!("{family} has no flavor `{flavor}`");
+            let hint = suggestion(flavor, C::FLAVORS.iter().copied());
+            return Err(vec![problem("model.flavor", message, hint)]);
+        };
+        let base = config.to_value();
+        let mut problems = Vec::new();
+        let mut fields = base.as_object().cloned().unwrap_or_default();
+        for (name, value) in overrides {
+            let key = format!("model.overrides.{name}");
+            if !fields.contains_key(name) {
+                let hint = suggestion(name, fields.keys().map(String::as_str));
+                problems.push(problem(&key, format!("{family} has no field `{name}`"), hint));
+                continue;
+            }
+            // Each field is tried alone, so that a wrong value is told of its own field.
+            let mut one = base.clone();
+            one[name] = value.clone();
+            match C::deserialize(one) {
+                Ok(_) => drop(fields.insert(name.clone(), value.clone())),
+                Err(e) => {
+                    let message = match expected(&base[name]) {
+                        Some(expected) => format!("`{name}`: expected {expected}, found {value}"),
+                        None => format!("`{name}`: {e}"),
+                    };
+                    problems.push(problem(&key, message, None));
+                }
+            }
+        }
+        if problems.is_empty() { Ok(Value::Object(fields)) } else { Err(problems) }
+    }
+
+    fn build(&self, config: &Value, attention: &str) -> Result<Model, Vec<FieldProblem>> {
         let config: C = parse(config).map_err(|e| vec![problem("model", e.to_string(), None)])?;
-        let size = |p: crate::config::ConfigProblem| {
+        let size = |p: ConfigProblem| {
             let key = format!("model.overrides.{}", p.field);
             problem(&key, format!("`{}` {}", p.field, p.message), None)
         };
         let mut problems: Vec<FieldProblem> = config.validate().into_iter().map(size).collect();
-        let blocks = self.by_name.get(attention);
-        if blocks.is_none() {
+        let model = self.models.get(attention);
+        if model.is_none() {
             let message = format!("no attention module is registered as `{attention}`");
-            let hint = suggestion(attention, self.by_name.keys().map(String::as_str));
+            let hint = suggestion(attention, self.models.keys().map(String::as_str));
             problems.push(problem("model.attention", message, hint));
         }
-        match blocks {
-            Some(blocks) if problems.is_empty() => Ok((config, blocks)),
+        match model {
+            Some(model) if problems.is_empty() => Ok(model(&config)),
             _ => Err(problems),
         }
     }
-}
 
-/// The sizes of a flavor with some fields changed.
-///
-/// # Errors
-/// Every problem, each with the key of the run's config that it is about.
-pub fn resolve<C: ModelConfig>(
-    flavor: &str,
-    overrides: &Map<String, Value>,
-) -> Result<Value, Vec<FieldProblem>> {
-    let family = C::FAMILY;
-    let Some(config) = C::flavor(flavor) else {
-        let message = format!("{family} has no flavor `{flavor}`");
-        let hint = suggestion(flavor, C::FLAVORS.iter().copied());
-        return Err(vec![problem("model.flavor", message, hint)]);
-    };
-    let base = serde_json::to_value(config).unwrap_or(Value::Null);
-    let mut problems = Vec::new();
-    let mut fields = base.as_object().cloned().unwrap_or_default();
-    for (name, value) in overrides {
-        let key = format!("model.overrides.{name}");
-        if !fields.contains_key(name) {
-            let hint = suggestion(name, fields.keys().map(String::as_str));
-            problems.push(problem(&key, format!("{family} has no field `{name}`"), hint));
-            continue;
-        }
-        // Each field is tried alone, so that a wrong value is told of its own field.
-        let mut one = base.clone();
-        one[name] = value.clone();
-        match C::deserialize(one) {
-            Ok(_) => drop(fields.insert(name.clone(), value.clone())),
-            Err(e) => {
-                let message = match expected(&base[name]) {
-                    Some(expected) => format!("`{name}`: expected {expected}, found {value}"),
-                    None => format!("`{name}`: {e}"),
-                };
-                problems.push(problem(&key, message, None));
-            }
-        }
+    fn recognises(&self, hf_config: &Value) -> bool {
+        let is_it = |name: &Value| name == C::ARCHITECTURE;
+        hf_config["architectures"].as_array().is_some_and(|list| list.iter().any(is_it))
+            || hf_config["model_type"] == C::MODEL_TYPE
     }
-    if problems.is_empty() { Ok(Value::Object(fields)) } else { Err(problems) }
+
+    fn config_from_hf(&self, folder: &HfFolder) -> Result<Value, ModelError> {
+        Ok(hf::read_config::<C>(folder)?.to_value())
+    }
+
+    fn weights_from_hf<'a>(
+        &self,
+        config: &Value,
+        folder: &'a HfFolder,
+    ) -> Result<HfWeights<'a>, ModelError> {
+        let weights = hf::read_parameters::<C>(folder, &parse(config)?)?;
+        Ok(Box::new(weights.map(|weight| Ok(weight?))))
+    }
+
+    fn write_hf(
+        &self,
+        config: &Value,
+        path: &Path,
+        parameters: &mut dyn Iterator<Item = Result<HostTensor, ModelError>>,
+        extras: &HfExtras<'_>,
+    ) -> Result<(), ModelError> {
+        let config: C = parse(config)?;
+        hf::write_folder(path, &config, parameters, extras, DEFAULT_MAX_SHARD_BYTES)
+    }
 }
 
-/// The names in `model.flavor`.
-pub fn flavors<C: ModelConfig>() -> Vec<String> {
-    C::FLAVORS.iter().map(ToString::to_string).collect()
-}
-
-/// The sizes that [`resolve`] gave.
-///
-/// # Errors
-/// If they are not of this family.
-pub fn parse<C: ModelConfig>(config: &Value) -> Result<C, ModelError> {
-    C::deserialize(config)
-        .map_err(|e| ModelError::new(format!("this is no config of a {} model: {e}", C::FAMILY)))
-}
-
-/// Whether a Hugging Face `config.json` is of this architecture, or of this type.
-pub fn is_architecture(hf_config: &Value, architecture: &str, model_type: &str) -> bool {
-    let is_it = |name: &Value| name == architecture;
-    hf_config["architectures"].as_array().is_some_and(|list| list.iter().any(is_it))
-        || hf_config["model_type"] == model_type
+/// The sizes that [`ModelFamily::resolve`] gave.
+fn parse<C: ModelConfig>(config: &Value) -> Result<C, ModelError> {
+    let wrong = |e| ModelError::new(format!("this is no config of a {} model: {e}", C::FAMILY));
+    C::deserialize(config).map_err(wrong)
 }
 
 fn problem(key: &str, message: String, hint: Option<String>) -> FieldProblem {

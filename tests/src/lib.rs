@@ -1,7 +1,7 @@
 //! What the equivalence tests share.
 //!
 //! - [`golden`]: the reference numbers in `tests/golden`;
-//! - [`tiny`]: the golden Llama on the executor, and micro-batches made by hand;
+//! - [`tiny`]: the golden models on the executor, and micro-batches made by hand;
 //! - [`numbers`]: seeded noise, tensors from slices and back, comparisons;
 //! - [`runs`]: small training runs in temporary folders, and what they left;
 //! - [`counting`]: an allocator that counts;

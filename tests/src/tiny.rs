@@ -1,4 +1,4 @@
-//! The golden Llama on the executor, and micro-batches made by hand.
+//! The golden models on the executor, and micro-batches made by hand.
 
 use std::sync::Arc;
 
@@ -8,8 +8,8 @@ use burn_titan_core::data::{Batch, Cursor, IGNORE, StreamIdentity};
 use burn_titan_core::executor::{Executor, Groups, Layout, ParameterStore, Precision};
 use burn_titan_core::hf::HfFolder;
 use burn_titan_core::model::{Context, HeadOutput, Model, ModelFamily};
-use burn_titan_models::Llama3;
-use burn_titan_models::llama3::hf;
+use burn_titan_models::hf::{HuggingFace, Names};
+use burn_titan_models::{Llama3, LlamaConfig, Qwen3};
 
 use crate::golden;
 
@@ -23,11 +23,23 @@ pub fn executor(model: Model, parameters: ParameterStore) -> Executor {
 /// # Panics
 /// If the folder cannot be read.
 pub fn llama() -> Executor {
-    let family = Llama3::default();
-    let folder = HfFolder::open(&golden::path("llama_tiny")).expect("the golden folder");
-    let config = family.config_from_hf(&folder).expect("the config of a Llama");
-    let model = family.build(&config, "fused").expect("a Llama");
-    let weights = family.weights_from_hf(&config, &folder).expect("the weights of a Llama");
+    golden(&Llama3::default(), "llama_tiny")
+}
+
+/// The Qwen3 of `golden/qwen3_tiny` with its weights: dim 64, 2 blocks, heads of 32, 256 tokens, tied.
+///
+/// # Panics
+/// If the folder cannot be read.
+pub fn qwen3() -> Executor {
+    golden(&Qwen3::default(), "qwen3_tiny")
+}
+
+/// The model of a Hugging Face folder in `golden`.
+fn golden(family: &dyn ModelFamily, folder: &str) -> Executor {
+    let folder = HfFolder::open(&golden::path(folder)).expect("the golden folder");
+    let config = family.config_from_hf(&folder).expect("a config of the family");
+    let model = family.build(&config, "fused").expect("a model");
+    let weights = family.weights_from_hf(&config, &folder).expect("its weights");
     let weights = weights.map(|weight| weight.expect("a weight"));
     let parameters = parameters(&model, &weights.collect::<Vec<_>>());
     executor(model, parameters)
@@ -45,13 +57,21 @@ pub fn parameters(model: &Model, tensors: &[HostTensor]) -> ParameterStore {
     .expect("tensors of floats")
 }
 
-/// One of our tensors, flat, as Hugging Face has it: its name there and its values in that layout.
+/// One of a Llama's tensors, flat, as Hugging Face has it: its name there and its values in that layout.
 ///
 /// # Panics
 /// If it is not a parameter of a Llama.
 pub fn hugging_face(name: &str, shape: &[usize], values: &[f32]) -> (String, Vec<f32>) {
+    named(&LlamaConfig::NAMES, name, shape, values)
+}
+
+/// The same of a tensor of any family.
+///
+/// # Panics
+/// If it is not a parameter of the family.
+pub fn named(names: &Names, name: &str, shape: &[usize], values: &[f32]) -> (String, Vec<f32>) {
     let ours = HostTensor::from_f32(name, shape, values).expect("values of that shape");
-    let theirs = hf::to_hf(ours).expect("a parameter of a Llama");
+    let theirs = names.to_hf(ours).expect("a parameter of the family");
     (theirs.name().to_string(), theirs.to_f32().expect("floats"))
 }
 

@@ -12,6 +12,7 @@ use burn_titan_core::model::{Activations, Context, Line, PlanError, Site, Split,
 use burn_titan_kernels::Scores;
 
 use crate::linear::linear;
+use crate::norm::RmsNorm;
 use crate::rotary::Rotary;
 use crate::tape::{AttentionWidths, Tape, single};
 
@@ -35,6 +36,12 @@ pub trait Attention: Module + ModuleDisplay + Sync + 'static {
     /// The module for these sizes. Parameters must be lazy (as those of `burn::nn` are): the module
     /// is made to know its shapes, and gets its values later.
     fn new(config: &AttentionConfig, device: &Device) -> Self;
+
+    /// The same, where queries and keys are normalised head by head (RMSNorm with `eps`) before they are turned, as
+    /// Qwen3's are. By default the module as it is; one that has parameters for it says [`Attention::plan`] itself.
+    fn with_query_key_norm(self, _eps: f64, _device: &Device) -> Self {
+        self
+    }
 
     /// `[batch, seq, dim]` to `[batch, seq, dim]`. A token must see only tokens of its own document,
     /// from `context.first_key` to itself.
@@ -68,7 +75,8 @@ pub trait Attention: Module + ModuleDisplay + Sync + 'static {
     }
 }
 
-/// Causal attention with grouped key and value heads and RoPE, by the fused kernel.
+/// Causal attention with grouped key and value heads and RoPE, by the fused kernel; with norms of queries and keys if
+/// it was asked for them.
 #[derive(Module, Debug)]
 pub struct FusedAttention {
     /// Queries: `[dim, n_heads * head_dim]`.
@@ -79,6 +87,10 @@ pub struct FusedAttention {
     pub wv: Linear,
     /// Back to the residual stream: `[n_heads * head_dim, dim]`.
     pub wo: Linear,
+    /// Of each head's queries: `[head_dim]`.
+    pub q_norm: Option<RmsNorm>,
+    /// Of each head's keys: `[head_dim]`.
+    pub k_norm: Option<RmsNorm>,
     #[module(skip)]
     rotary: Rotary,
 }
@@ -91,6 +103,7 @@ impl Attention for FusedAttention {
             ("wq.weight", Split::QueryHeads(1)),
             ("{wk,wv}.weight", Split::KeyHeads(1)),
             ("wo.weight", Split::QueryHeads(0)),
+            ("{q_norm,k_norm}.weight", Split::ReplicateInSite),
         ];
         Ok(lines.map(|(name, split)| (name.to_string(), split)).to_vec())
     }
@@ -104,8 +117,15 @@ impl Attention for FusedAttention {
             wk: linear(*dim, n_kv_heads * head_dim),
             wv: linear(*dim, n_kv_heads * head_dim),
             wo: linear(n_heads * head_dim, *dim),
+            q_norm: None,
+            k_norm: None,
             rotary: rotary.clone(),
         }
+    }
+
+    fn with_query_key_norm(self, eps: f64, device: &Device) -> Self {
+        let norm = || Some(RmsNorm::new(self.rotary.head_dim, eps, device));
+        Self { q_norm: norm(), k_norm: norm(), ..self }
     }
 
     fn forward(&self, x: Tensor<3>, context: &Context) -> Tensor<3> {
@@ -119,7 +139,14 @@ impl Attention for FusedAttention {
         let query = heads(linear(x.clone(), self.wq.weight.val()));
         let key = heads(linear(x.clone(), self.wk.weight.val()));
         let value = heads(linear(x, self.wv.weight.val()));
-        let [query, key] = [query, key].map(|y| self.rotary.forward(y, context));
+        let turned = |y: Tensor<4>, norm: &Option<RmsNorm>| {
+            let y = match norm {
+                Some(norm) => norm.forward(y),
+                None => y,
+            };
+            self.rotary.forward(y, context)
+        };
+        let [query, key] = [turned(query, &self.q_norm), turned(key, &self.k_norm)];
         let [query, key, value] = [query, key, value].map(|y| y.swap_dims(1, 2));
         let output = context.attention(query, key, value, None, Scores::scaled(head_dim));
         let [_, n, _, _] = output.dims();
@@ -131,7 +158,7 @@ impl Attention for FusedAttention {
         let [dim, queries] = self.wq.weight.lazy_shape().dims();
         let [_, keys] = self.wk.weight.lazy_shape().dims();
         let widths = AttentionWidths { queries, keys, head_dim: self.rotary.head_dim };
-        Some(Sizes { dim, widths }.activations(workload))
+        Some(Sizes { dim, widths, normed: self.q_norm.is_some() }.activations(workload))
     }
 
     fn sites(&self) -> Option<Vec<Site>> {
@@ -145,10 +172,13 @@ impl Attention for FusedAttention {
 struct Sizes {
     dim: usize,
     widths: AttentionWidths,
+    /// Whether queries and keys are normalised.
+    normed: bool,
 }
 
 impl Sizes {
-    /// The graph keeps queries and keys after RoPE, the values, the output before `wo`, and each head's log-sum-exp.
+    /// The graph keeps queries and keys after RoPE, and before their norms, the values, the output before `wo`, and each
+    /// head's log-sum-exp.
     fn activations(&self, workload: &Workload) -> Activations {
         let tokens = workload.tokens();
         let output = workload.bytes(tokens * self.dim);
@@ -174,17 +204,21 @@ impl Sizes {
     }
 
     fn forward(&self, workload: &Workload, keep: bool) -> Tape {
-        let Self { dim, widths } = self;
+        let Self { dim, widths, normed } = self;
         let tokens = workload.tokens();
         let (queries, keys) = (tokens * widths.queries, tokens * widths.keys);
         let mut tape = Tape::new(workload);
         tape.product(tokens, *dim, widths.queries);
         tape.product(tokens, *dim, widths.keys);
         tape.product(tokens, *dim, widths.keys);
-        tape.kernel(queries, [queries]); // RoPE
-        tape.free(queries);
-        tape.kernel(keys, [keys]);
-        tape.free(keys);
+        for elements in [queries, keys] {
+            if *normed {
+                tape.kernel(elements, [elements]);
+                tape.free(if keep { 0 } else { elements });
+            }
+            tape.kernel(elements, [elements]); // RoPE
+            tape.free(elements);
+        }
         tape.attention(widths);
         let copy = tape.attention_copy(widths);
         tape.hold(copy); // tokens before heads
@@ -200,7 +234,7 @@ impl Sizes {
     }
 
     fn backward(&self, workload: &Workload, graph: u64) -> Tape {
-        let Self { dim, widths } = self;
+        let Self { dim, widths, normed } = self;
         let tokens = workload.tokens();
         let (queries, keys) = (tokens * widths.queries, tokens * widths.keys);
         let mut tape = Tape::new(workload);
@@ -213,10 +247,16 @@ impl Sizes {
         tape.free(queries);
         tape.free_bytes(graph);
         tape.hold(copy); // it was of the graph
-        tape.kernel(queries, [queries]); // RoPE
-        tape.free(queries);
-        tape.kernel(keys, [keys]);
-        tape.free(keys);
+        let normed = if *normed { [queries, keys] } else { [0; 2] };
+        tape.hold(normed.iter().sum()); // and what the norms took
+        for elements in [queries, keys] {
+            tape.kernel(elements, [elements]); // RoPE
+            tape.free(elements);
+        }
+        for elements in normed {
+            tape.kernel(2 * elements, [elements, widths.head_dim]); // the norm's input and weight
+            tape.free(2 * elements); // what it took; its output's gradient
+        }
         for (count, width) in [widths.queries, widths.keys, widths.keys].into_iter().enumerate() {
             tape.product(tokens, width, *dim); // the gradient of the input
             tape.product(*dim, tokens, width); // and of the weight

@@ -9,7 +9,7 @@ use std::path::Path;
 use burn_titan_core::checkpoint::HostDtype;
 use serde_json::{Map, Value, json};
 
-use super::ModelFolderError;
+use super::{HuggingFace, ModelFolderError};
 use crate::config::ConfigProblem;
 
 /// The base of RoPE that `transformers` takes where the key is absent.
@@ -109,20 +109,17 @@ impl<'a> Keys<'a> {
     ///
     /// # Errors
     /// If it is one.
-    pub fn require_architecture(
-        &self,
-        architecture: &str,
-        model_type: &str,
-    ) -> Result<(), ModelFolderError> {
+    pub fn require<C: HuggingFace>(&self) -> Result<(), ModelFolderError> {
+        let ours = C::ARCHITECTURE;
         match self.get("architectures") {
-            Some(Value::Array(names)) if names.iter().any(|name| name == architecture) => Ok(()),
+            Some(Value::Array(names)) if names.iter().any(|name| name == ours) => Ok(()),
             Some(found) => {
-                let problem = format!("is {found}: only {architecture} is supported here");
+                let problem = format!("is {found}: only {ours} is supported here");
                 Err(self.error("architectures", problem))
             }
-            None if self.get("model_type").is_some_and(|kind| kind == model_type) => Ok(()),
+            None if self.get("model_type").is_some_and(|kind| kind == C::MODEL_TYPE) => Ok(()),
             None => {
-                let problem = format!("is missing: expected [\"{architecture}\"]");
+                let problem = format!("is missing: expected [\"{ours}\"]");
                 Err(self.error("architectures", problem))
             }
         }

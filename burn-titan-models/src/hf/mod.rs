@@ -9,15 +9,39 @@ mod names;
 
 pub use config_json::{Keys, dtype_name, rope_parameters};
 pub use error::ModelFolderError;
-pub use names::{ATTENTION, FEED_FORWARD, NORMS, Names, Pairs, is_linear, parameter_shapes};
+pub use names::{ATTENTION, FEED_FORWARD, NORMS, Names, Pairs, QUERY_KEY_NORMS, is_linear};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use burn_titan_core::checkpoint::{HostDtype, HostTensor};
 use burn_titan_core::hf::{HfFolder, HfWriter};
-use burn_titan_core::model::HfExtras;
+use burn_titan_core::model::{HfExtras, Model};
 use serde_json::Value;
+
+use crate::config::ModelConfig;
+
+/// Sizes of a family whose models Hugging Face has too.
+pub trait HuggingFace: ModelConfig {
+    /// The name in `architectures` of `config.json`.
+    const ARCHITECTURE: &'static str;
+    /// The `model_type` there.
+    const MODEL_TYPE: &'static str;
+    /// What the parameters are called.
+    const NAMES: Names;
+
+    /// Our config of a `config.json`; `path` is named in errors.
+    ///
+    /// # Errors
+    /// [`ModelFolderError::Config`] where a key is missing, or where the model does something ours does not.
+    fn from_json(json: &Value, path: &Path) -> Result<Self, ModelFolderError>;
+
+    /// The `config.json` of our config, for weights of type `dtype`.
+    fn to_json(&self, dtype: HostDtype) -> Value;
+
+    /// Names and shapes of all our parameters, from the embedding to the head; a tied head is none.
+    fn parameter_shapes(&self) -> Vec<(String, Vec<usize>)>;
+}
 
 impl Names {
     /// Reads one of our parameters from a Hugging Face folder: `[in, out]` for linear weights, in the
@@ -49,29 +73,6 @@ impl Names {
         Ok(if is_linear(name) { tensor.transposed()? } else { tensor })
     }
 
-    /// Reads all parameters of these names and shapes, which are ours, in their order, one at a
-    /// time. A folder that holds anything else is refused first.
-    ///
-    /// # Errors
-    /// [`ModelFolderError::Unexpected`] at once; others as the parameters are read.
-    pub fn read_parameters<'a>(
-        self,
-        folder: &'a HfFolder,
-        shapes: Vec<(String, Vec<usize>)>,
-    ) -> Result<impl Iterator<Item = Result<HostTensor, ModelFolderError>> + 'a, ModelFolderError>
-    {
-        let known: BTreeSet<String> =
-            shapes.iter().filter_map(|(name, _)| self.hf_name(name)).collect();
-        let unknown = |name: &&str| !known.contains(*name) && !is_harmless(name);
-        if let Some(name) = folder.names().find(unknown) {
-            let (folder, name) = (folder.path().to_path_buf(), name.to_string());
-            return Err(ModelFolderError::Unexpected { folder, name, model: self.model });
-        }
-        let read =
-            move |(name, shape): (String, Vec<usize>)| self.read_parameter(folder, &name, &shape);
-        Ok(shapes.into_iter().map(read))
-    }
-
     /// One of our parameters, under its Hugging Face name and in that layout.
     ///
     /// # Errors
@@ -84,59 +85,91 @@ impl Names {
         Ok(parameter.renamed(hf_name))
     }
 
-    /// Writes a Hugging Face folder of our `parameters`, which must be exactly those of these names and shapes,
-    /// in any order, and are taken one at a time, with `extras`. `config` makes `config.json`, for weights of a dtype.
-    ///
-    /// # Errors
-    /// [`ModelFolderError`] where a parameter is missing, unknown or of the wrong shape, or where the disk
-    /// refuses. Nothing is left behind then.
-    pub fn write_folder<E: From<ModelFolderError>>(
-        &self,
-        path: &Path,
-        shapes: Vec<(String, Vec<usize>)>,
-        config: impl Fn(HostDtype) -> Value,
-        parameters: impl IntoIterator<Item = Result<HostTensor, E>>,
-        extras: &HfExtras<'_>,
-        max_shard_bytes: u64,
-    ) -> Result<(), E> {
-        let mut missing: BTreeMap<_, _> = shapes.into_iter().collect();
-        let mut writer: Option<HfWriter> = None;
-        for parameter in parameters {
-            let parameter = parameter?;
-            let Some(expected) = missing.remove(parameter.name()) else {
-                return Err(self.unknown(parameter.name()).into());
-            };
-            if parameter.shape() != expected {
-                let (name, found) = (parameter.name().to_string(), parameter.shape().to_vec());
-                let folder = path.to_path_buf();
-                return Err(ModelFolderError::Shape { folder, name, found, expected }.into());
-            }
-            let writer = match &mut writer {
-                Some(writer) => writer,
-                None => {
-                    let mut json = config(parameter.dtype());
-                    // `transformers` takes 1 and 2 where the keys are absent, but nothing for null.
-                    json["bos_token_id"] = extras.bos_token_id.into();
-                    json["eos_token_id"] = extras.eos_token_id.into();
-                    let created = HfWriter::create(path, &json, max_shard_bytes);
-                    writer.insert(created.map_err(ModelFolderError::from)?)
-                }
-            };
-            writer.write(self.to_hf(parameter)?).map_err(ModelFolderError::from)?;
-        }
-        let (Some(writer), None) = (writer, missing.keys().next()) else {
-            let name = missing.keys().next().cloned().unwrap_or_default();
-            return Err(ModelFolderError::MissingParameter { name, model: self.model }.into());
-        };
-        for (name, contents) in extras.files {
-            writer.add_file(name, contents).map_err(ModelFolderError::from)?;
-        }
-        Ok(writer.finish().map_err(ModelFolderError::from)?)
-    }
-
     fn unknown(&self, name: &str) -> ModelFolderError {
         ModelFolderError::Name { name: name.into(), model: self.model }
     }
+}
+
+/// Reads the config of a Hugging Face folder.
+///
+/// # Errors
+/// [`ModelFolderError`] where `config.json` describes a model of another family, or one that ours cannot be.
+pub fn read_config<C: HuggingFace>(folder: &HfFolder) -> Result<C, ModelFolderError> {
+    C::from_json(folder.config(), &folder.config_path())
+}
+
+/// Reads all parameters of a model of this `config`, in the order of [`HuggingFace::parameter_shapes`], one at a
+/// time. A folder that holds anything else is refused first.
+///
+/// # Errors
+/// [`ModelFolderError::Unexpected`] at once; others as the parameters are read.
+pub fn read_parameters<'a, C: HuggingFace>(
+    folder: &'a HfFolder,
+    config: &C,
+) -> Result<impl Iterator<Item = Result<HostTensor, ModelFolderError>> + use<'a, C>, ModelFolderError>
+{
+    let shapes = config.parameter_shapes();
+    let known: BTreeSet<String> =
+        shapes.iter().filter_map(|(name, _)| C::NAMES.hf_name(name)).collect();
+    let unknown = |name: &&str| !known.contains(*name) && !is_harmless(name);
+    if let Some(name) = folder.names().find(unknown) {
+        let (folder, name) = (folder.path().to_path_buf(), name.to_string());
+        return Err(ModelFolderError::Unexpected { folder, name, model: C::NAMES.model });
+    }
+    Ok(shapes.into_iter().map(|(name, shape)| C::NAMES.read_parameter(folder, &name, &shape)))
+}
+
+/// Writes a Hugging Face folder of our `parameters`, which must be exactly those of
+/// [`HuggingFace::parameter_shapes`], in any order, and are taken one at a time, with `extras`.
+///
+/// # Errors
+/// [`ModelFolderError`] where a parameter is missing, unknown or of the wrong shape, or where the disk
+/// refuses. Nothing is left behind then.
+pub fn write_folder<C: HuggingFace, E: From<ModelFolderError>>(
+    path: &Path,
+    config: &C,
+    parameters: impl IntoIterator<Item = Result<HostTensor, E>>,
+    extras: &HfExtras<'_>,
+    max_shard_bytes: u64,
+) -> Result<(), E> {
+    let mut missing: BTreeMap<_, _> = config.parameter_shapes().into_iter().collect();
+    let mut writer: Option<HfWriter> = None;
+    for parameter in parameters {
+        let parameter = parameter?;
+        let Some(expected) = missing.remove(parameter.name()) else {
+            return Err(C::NAMES.unknown(parameter.name()).into());
+        };
+        if parameter.shape() != expected {
+            let (name, found) = (parameter.name().to_string(), parameter.shape().to_vec());
+            let folder = path.to_path_buf();
+            return Err(ModelFolderError::Shape { folder, name, found, expected }.into());
+        }
+        let writer = match &mut writer {
+            Some(writer) => writer,
+            None => {
+                let mut json = config.to_json(parameter.dtype());
+                // `transformers` takes 1 and 2 where the keys are absent, but nothing for null.
+                json["bos_token_id"] = extras.bos_token_id.into();
+                json["eos_token_id"] = extras.eos_token_id.into();
+                let created = HfWriter::create(path, &json, max_shard_bytes);
+                writer.insert(created.map_err(ModelFolderError::from)?)
+            }
+        };
+        writer.write(C::NAMES.to_hf(parameter)?).map_err(ModelFolderError::from)?;
+    }
+    let (Some(writer), None) = (writer, missing.keys().next()) else {
+        let name = missing.keys().next().cloned().unwrap_or_default();
+        return Err(ModelFolderError::MissingParameter { name, model: C::NAMES.model }.into());
+    };
+    for (name, contents) in extras.files {
+        writer.add_file(name, contents).map_err(ModelFolderError::from)?;
+    }
+    Ok(writer.finish().map_err(ModelFolderError::from)?)
+}
+
+/// Names and shapes of a model's parameters, for [`HuggingFace::parameter_shapes`].
+pub fn parameter_shapes(model: &Model) -> Vec<(String, Vec<usize>)> {
+    model.parameters().into_iter().map(|spec| (spec.name, spec.shape)).collect()
 }
 
 /// Tensors that older folders hold though the rest of the folder determines them: RoPE frequencies,

@@ -1,7 +1,5 @@
 //! Parameter names beside those of Hugging Face.
 
-use burn_titan_core::model::Unit;
-
 /// Names outside the blocks, and theirs.
 const OUTER: Pairs = &[
     ("tok_embeddings.weight", "model.embed_tokens.weight"),
@@ -24,6 +22,12 @@ pub const ATTENTION: Pairs = &[
     ("attention.wk.weight", "self_attn.k_proj.weight"),
     ("attention.wv.weight", "self_attn.v_proj.weight"),
     ("attention.wo.weight", "self_attn.o_proj.weight"),
+];
+
+/// The norms of its queries and keys.
+pub const QUERY_KEY_NORMS: Pairs = &[
+    ("attention.q_norm.weight", "self_attn.q_norm.weight"),
+    ("attention.k_norm.weight", "self_attn.k_norm.weight"),
 ];
 
 /// Those of [`crate::feed_forward::FeedForward`].
@@ -86,12 +90,4 @@ fn split_block<'a>(name: &'a str, prefix: &str) -> Option<(&'a str, &'a str)> {
 /// Embeddings are `[vocab, dim]` in both, norms `[dim]`.
 pub fn is_linear(name: &str) -> bool {
     name != "tok_embeddings.weight" && !name.ends_with("norm.weight")
-}
-
-/// Names and shapes of the parameters of these units, each once, in their order: a tied head has none of its own.
-pub fn parameter_shapes(units: &[Box<dyn Unit>]) -> Vec<(String, Vec<usize>)> {
-    let mut seen = std::collections::HashSet::new();
-    let parameters = units.iter().flat_map(|unit| unit.parameters());
-    let parameters = parameters.filter(|spec| seen.insert(spec.name.clone()));
-    parameters.map(|spec| (spec.name, spec.shape)).collect()
 }

@@ -131,11 +131,6 @@ impl LlamaConfig {
         self
     }
 
-    /// As JSON, every field written out.
-    pub fn to_value(&self) -> Value {
-        serde_json::to_value(self).unwrap_or(Value::Null)
-    }
-
     /// From JSON.
     ///
     /// # Errors

@@ -7,5 +7,6 @@ mod data;
 mod equal;
 mod page;
 mod pipeline;
+mod qwen3;
 mod split;
 mod traffic;

@@ -2,6 +2,7 @@
 //! process allocates.
 
 mod pipeline;
+mod qwen3;
 mod shared;
 mod units;
 

@@ -58,7 +58,7 @@ pub(super) struct Together<'a> {
 }
 
 impl Together<'_> {
-    const ALONE: Self = Self { ranks: 1, barrier: None, first: true };
+    pub(super) const ALONE: Self = Self { ranks: 1, barrier: None, first: true };
 
     fn wait(&self) {
         if let Some(barrier) = self.barrier {

@@ -5,51 +5,98 @@ use std::path::Path;
 use burn_titan_core::checkpoint::HostDtype;
 use serde_json::{Value, json};
 
+use crate::attention::FusedAttention;
 use crate::config::ModelConfig;
-use crate::hf::{Keys, ModelFolderError, dtype_name, rope_parameters};
+use crate::hf::{
+    ATTENTION, FEED_FORWARD, HuggingFace, Keys, ModelFolderError, NORMS, Names, dtype_name,
+    parameter_shapes, rope_parameters,
+};
 use crate::llama3::config::{LlamaConfig, RopeScaling};
+use crate::llama3::modules::model;
 
 /// Values that `transformers` takes for a Llama model where the key is absent.
 const DEFAULT_NORM_EPS: f64 = 1e-6;
 const DEFAULT_MAX_SEQ_LEN: usize = 2048;
 
-/// Our config of a Hugging Face `config.json`; `path` is named in errors.
-///
-/// # Errors
-/// [`ModelFolderError::Config`] where a key is missing, or where the model does something ours does not:
-/// another architecture, biases, another activation or RoPE type, partial RoPE, a sliding window.
-pub fn config_from_json(json: &Value, path: &Path) -> Result<LlamaConfig, ModelFolderError> {
-    let keys = Keys::new(json, path);
-    keys.require_architecture("LlamaForCausalLM", "llama")?;
-    keys.refuse_others(&[
-        ("hidden_act", json!("silu")),
-        ("attention_bias", json!(false)),
-        ("mlp_bias", json!(false)),
-        ("partial_rotary_factor", json!(1.0)),
-        ("sliding_window", Value::Null),
-        ("use_sliding_window", json!(false)),
-        ("quantization_config", Value::Null),
-    ])?;
-    let dim = keys.required_size("hidden_size")?;
-    let n_heads = keys.required_size("num_attention_heads")?;
-    let (rope_theta, scaling) = keys.rope(Some("llama3"))?;
-    let config = LlamaConfig {
-        dim,
-        n_layers: keys.required_size("num_hidden_layers")?,
-        n_heads,
-        n_kv_heads: keys.size("num_key_value_heads")?.unwrap_or(n_heads),
-        head_dim: keys.size("head_dim")?.unwrap_or(dim / n_heads.max(1)),
-        ffn_dim: keys.required_size("intermediate_size")?,
-        vocab_size: keys.required_size("vocab_size")?,
-        norm_eps: keys.number("rms_norm_eps")?.unwrap_or(DEFAULT_NORM_EPS),
-        rope_theta,
-        rope_scaling: scaling.map(rope_scaling).transpose()?,
-        tie_embeddings: keys.flag("tie_word_embeddings")?.unwrap_or(false),
-        max_seq_len: keys.size("max_position_embeddings")?.unwrap_or(DEFAULT_MAX_SEQ_LEN),
-    };
-    match config.validate().into_iter().next() {
-        None => Ok(config),
-        Some(problem) => Err(keys.problem(problem)),
+impl HuggingFace for LlamaConfig {
+    const ARCHITECTURE: &'static str = "LlamaForCausalLM";
+    const MODEL_TYPE: &'static str = "llama";
+    const NAMES: Names = Names { model: "Llama", block: &[NORMS, ATTENTION, FEED_FORWARD] };
+
+    /// Another architecture, biases, another activation or RoPE type, partial RoPE and a sliding window are refused.
+    fn from_json(json: &Value, path: &Path) -> Result<Self, ModelFolderError> {
+        let keys = Keys::new(json, path);
+        keys.require::<Self>()?;
+        keys.refuse_others(&[
+            ("hidden_act", json!("silu")),
+            ("attention_bias", json!(false)),
+            ("mlp_bias", json!(false)),
+            ("partial_rotary_factor", json!(1.0)),
+            ("sliding_window", Value::Null),
+            ("use_sliding_window", json!(false)),
+            ("quantization_config", Value::Null),
+        ])?;
+        let dim = keys.required_size("hidden_size")?;
+        let n_heads = keys.required_size("num_attention_heads")?;
+        let (rope_theta, scaling) = keys.rope(Some("llama3"))?;
+        let config = Self {
+            dim,
+            n_layers: keys.required_size("num_hidden_layers")?,
+            n_heads,
+            n_kv_heads: keys.size("num_key_value_heads")?.unwrap_or(n_heads),
+            head_dim: keys.size("head_dim")?.unwrap_or(dim / n_heads.max(1)),
+            ffn_dim: keys.required_size("intermediate_size")?,
+            vocab_size: keys.required_size("vocab_size")?,
+            norm_eps: keys.number("rms_norm_eps")?.unwrap_or(DEFAULT_NORM_EPS),
+            rope_theta,
+            rope_scaling: scaling.map(rope_scaling).transpose()?,
+            tie_embeddings: keys.flag("tie_word_embeddings")?.unwrap_or(false),
+            max_seq_len: keys.size("max_position_embeddings")?.unwrap_or(DEFAULT_MAX_SEQ_LEN),
+        };
+        match config.validate().into_iter().next() {
+            None => Ok(config),
+            Some(problem) => Err(keys.problem(problem)),
+        }
+    }
+
+    fn to_json(&self, dtype: HostDtype) -> Value {
+        let scaling = self.rope_scaling.map(|scaling| {
+            json!({
+                "rope_type": "llama3",
+                "factor": scaling.factor,
+                "low_freq_factor": scaling.low_freq_factor,
+                "high_freq_factor": scaling.high_freq_factor,
+                "original_max_position_embeddings": scaling.original_max_position_embeddings,
+            })
+        });
+        json!({
+            "architectures": ["LlamaForCausalLM"],
+            "attention_bias": false,
+            "attention_dropout": 0.0,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "hidden_size": self.dim,
+            "intermediate_size": self.ffn_dim,
+            "max_position_embeddings": self.max_seq_len,
+            "mlp_bias": false,
+            "model_type": "llama",
+            "num_attention_heads": self.n_heads,
+            "num_hidden_layers": self.n_layers,
+            "num_key_value_heads": self.n_kv_heads,
+            "pretraining_tp": 1,
+            "rms_norm_eps": self.norm_eps,
+            "rope_parameters": rope_parameters(self.rope_theta, scaling.as_ref()),
+            "rope_scaling": scaling,
+            "rope_theta": self.rope_theta,
+            "tie_word_embeddings": self.tie_embeddings,
+            "torch_dtype": dtype_name(dtype),
+            "use_cache": true,
+            "vocab_size": self.vocab_size,
+        })
+    }
+
+    fn parameter_shapes(&self) -> Vec<(String, Vec<usize>)> {
+        parameter_shapes(&model::<FusedAttention>(self))
     }
 }
 
@@ -62,49 +109,12 @@ fn rope_scaling(keys: Keys<'_>) -> Result<RopeScaling, ModelFolderError> {
     })
 }
 
-/// The `config.json` of our config, for weights of type `dtype`.
-pub fn config_to_json(config: &LlamaConfig, dtype: HostDtype) -> Value {
-    let scaling = config.rope_scaling.map(|scaling| {
-        json!({
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_max_position_embeddings,
-        })
-    });
-    json!({
-        "architectures": ["LlamaForCausalLM"],
-        "attention_bias": false,
-        "attention_dropout": 0.0,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "hidden_size": config.dim,
-        "intermediate_size": config.ffn_dim,
-        "max_position_embeddings": config.max_seq_len,
-        "mlp_bias": false,
-        "model_type": "llama",
-        "num_attention_heads": config.n_heads,
-        "num_hidden_layers": config.n_layers,
-        "num_key_value_heads": config.n_kv_heads,
-        "pretraining_tp": 1,
-        "rms_norm_eps": config.norm_eps,
-        "rope_parameters": rope_parameters(config.rope_theta, scaling.as_ref()),
-        "rope_scaling": scaling,
-        "rope_theta": config.rope_theta,
-        "tie_word_embeddings": config.tie_embeddings,
-        "torch_dtype": dtype_name(dtype),
-        "use_cache": true,
-        "vocab_size": config.vocab_size,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn read(json: &Value) -> Result<LlamaConfig, String> {
-        config_from_json(json, Path::new("config.json")).map_err(|error| error.to_string())
+        LlamaConfig::from_json(json, Path::new("config.json")).map_err(|error| error.to_string())
     }
 
     /// Llama 3.2 1B as it was published (old style), as far as it matters here.
@@ -144,7 +154,7 @@ mod tests {
     fn every_flavor_survives_the_way_there_and_back() {
         for flavor in LlamaConfig::FLAVORS {
             let config = LlamaConfig::flavor(flavor).unwrap();
-            let json = config_to_json(&config, HostDtype::BF16);
+            let json = config.to_json(HostDtype::BF16);
             assert_eq!(read(&json).unwrap(), config, "{flavor}");
             assert_eq!(json["torch_dtype"], "bfloat16");
             let mut old = json.clone();
@@ -152,7 +162,7 @@ mod tests {
             assert_eq!(read(&old).unwrap(), config, "{flavor}");
         }
         let plain = LlamaConfig { rope_scaling: None, ..LlamaConfig::flavor("8b").unwrap() };
-        assert_eq!(read(&config_to_json(&plain, HostDtype::F32)).unwrap(), plain);
+        assert_eq!(read(&plain.to_json(HostDtype::F32)).unwrap(), plain);
     }
 
     #[test]

@@ -3,10 +3,17 @@
 use std::path::PathBuf;
 
 use burn_titan_core::checkpoint::{HostDtype, HostTensor};
+use burn_titan_core::hf::HfFolder;
+use burn_titan_core::model::HfExtras;
 use tempfile::tempdir;
 
 use super::*;
 use crate::config::ModelConfig;
+use crate::hf::{read_parameters, write_folder};
+
+fn read_config(folder: &HfFolder) -> Result<LlamaConfig, ModelFolderError> {
+    crate::hf::read_config(folder)
+}
 
 fn golden() -> HfFolder {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/llama_tiny");
@@ -133,7 +140,7 @@ fn names_map_both_ways() {
     let shapes = parameter_shapes(&config);
     assert_eq!(shapes.len(), 3 + 12 * 9);
     for (name, _) in &shapes {
-        assert_eq!(NAMES.our_name(&hf_name(name).unwrap()).as_ref(), Some(name));
+        assert_eq!(LlamaConfig::NAMES.our_name(&hf_name(name).unwrap()).as_ref(), Some(name));
     }
     assert_eq!(
         hf_name("layers.11.feed_forward.w3.weight").unwrap(),
@@ -146,7 +153,7 @@ fn names_map_both_ways() {
     for name in ["layers.x.ffn_norm.weight", "layers.01.ffn_norm.weight", "layers.1", "norm", ""] {
         assert_eq!(hf_name(name), None, "{name}");
     }
-    assert_eq!(NAMES.our_name("model.layers.0.self_attn.rotary_emb.inv_freq"), None);
+    assert_eq!(LlamaConfig::NAMES.our_name("model.layers.0.self_attn.rotary_emb.inv_freq"), None);
 }
 
 #[test]
