@@ -7,7 +7,7 @@ use burn_titan_core::model::{Initial, ParameterSpec};
 /// | parameter | distribution |
 /// |---|---|
 /// | embedding | N(0, 1) |
-/// | `wq`, `wk`, `wv`, `w1` | normal of 0.02, cut at 2 |
+/// | `wq`, `wk`, `wv`, `w1`, routers | normal of 0.02, cut at 2 |
 /// | `wo`, `w2`, `w3` of layer l | normal of `0.02 / sqrt(2 (l + 1))`, cut at 2 |
 /// | output | [`output`] |
 /// | norms | 1 |
@@ -24,7 +24,7 @@ pub fn initial(dim: usize, spec: &ParameterSpec) -> Initial {
     match parts.as_slice() {
         ["tok_embeddings", ..] => Initial::Normal { std: 1.0 },
         ["output", "weight"] => output(dim),
-        [.., "wo" | "w2" | "w3", "weight"] => truncated(deep),
+        [.., "wo" | "w2" | "w3", "weight"] | [.., "experts", "w2" | "w3"] => truncated(deep),
         [.., "weight" | "gamma"] if spec.shape.len() == 1 => Initial::Ones,
         _ if spec.shape.len() == 1 => Initial::Zeros,
         _ => truncated(0.02),

@@ -21,19 +21,22 @@ pub mod hf;
 pub mod initial;
 pub mod linear;
 pub mod llama3;
+pub mod moe;
 pub mod norm;
 pub mod plan;
 pub mod qwen3;
+pub mod qwen3_moe;
 pub mod rotary;
 pub mod tape;
 
 pub use attention::{Attention, AttentionConfig, FusedAttention};
 pub use llama3::{Llama3, LlamaConfig};
 pub use qwen3::{Qwen3, Qwen3Config};
+pub use qwen3_moe::{Qwen3Moe, Qwen3MoeConfig};
 
 use burn_titan_core::model::Registry;
 
 /// All families of this crate.
 pub fn registry() -> Registry {
-    Registry::default().with(Llama3::default()).with(Qwen3::default())
+    Registry::default().with(Llama3::default()).with(Qwen3::default()).with(Qwen3Moe::default())
 }

@@ -25,6 +25,8 @@ pub mod device;
 pub mod device_memory;
 pub mod differentiable;
 pub mod embedding;
+#[allow(missing_docs)]
+pub mod experts;
 mod flex;
 pub mod inject;
 pub mod linear;
@@ -42,6 +44,9 @@ pub use bucket::{pack, unpack};
 pub use cross_entropy::linear_cross_entropy;
 pub use differentiable::differentiable;
 pub use embedding::embedding;
+pub use experts::{
+    ExpertOrder, Routed, RouterScores, Routing, grouped_matmul, permute, route, unpermute,
+};
 pub use inject::inject_gradient;
 pub use linear::{WeightGradients, linear, put_off_weights};
 pub use norm::sum_of_squares;

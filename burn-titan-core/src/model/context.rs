@@ -1,5 +1,7 @@
 //! What flows between units, and what every unit sees of a micro-batch.
 
+mod routed;
+
 use std::any::Any;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};

@@ -22,6 +22,8 @@ pub enum ParameterRole {
 pub struct Experts {
     /// Experts of each layer that has some.
     pub each: usize,
+    /// Those that each token meets.
+    pub met: usize,
     /// Layers that have some.
     pub layers: usize,
     /// Names of the parameters that balance the choice, one for each of these layers; none where nothing does.

@@ -94,8 +94,18 @@ impl Model {
         self.parameters().iter().map(|spec| spec.elements() as u64).sum()
     }
 
+    /// Elements of a unit's parameters that a token meets: of experts, those that are chosen for it.
+    pub fn active_elements(&self, unit: &dyn Unit) -> f64 {
+        let share = |name: &str| match (&self.experts, (self.role)(name)) {
+            (Some(experts), ParameterRole::Expert) => experts.met as f64 / experts.each as f64,
+            (_, ParameterRole::RouterBias) => 0.0,
+            _ => 1.0,
+        };
+        unit.parameters().iter().map(|spec| share(&spec.name) * spec.elements() as f64).sum()
+    }
+
     /// Floating-point operations of forward and backward for one token of a sequence of `seq_len`
-    /// tokens: `6 (parameters - embedding) + 12 layers dim seq_len`, torchtitan's formula, which counts
+    /// tokens: `6 (active parameters - embedding) + 12 layers dim seq_len`, torchtitan's formula, which counts
     /// causal attention whole.
     pub fn flops_per_token(&self, seq_len: usize) -> f64 {
         let embedding: usize = self
@@ -107,9 +117,8 @@ impl Model {
             .filter(|spec| spec.name == self.embedding)
             .map(ParameterSpec::elements)
             .sum();
-        let all: usize =
-            self.units.iter().flat_map(|unit| unit.parameters()).map(|spec| spec.elements()).sum();
-        6.0 * (all - embedding) as f64 + 12.0 * self.attention_width as f64 * seq_len as f64
+        let all: f64 = self.units.iter().map(|unit| self.active_elements(&**unit)).sum();
+        6.0 * (all - embedding as f64) + 12.0 * self.attention_width as f64 * seq_len as f64
     }
 }
 

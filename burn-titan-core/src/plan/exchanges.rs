@@ -35,7 +35,9 @@ impl SiteExchanges {
             Site::Leave { dim } | Site::Embedding { dim } => self.leave(stream(dim)),
             Site::ByToken { dim } => self.by_token(dim),
             Site::Output { dim } => self.output(dim, stream(dim)),
-            Site::Experts { dim, experts, top_k } => self.experts(stream(dim), experts, dim * top_k),
+            Site::Experts { dim, experts, top_k } => {
+                self.experts(stream(dim), experts, dim * top_k)
+            }
             Site::Attention { key_heads, head_dim } => self.attention(key_heads, head_dim),
         }
     }

@@ -202,12 +202,9 @@ pub(crate) fn costs(model: &Model, seq_len: usize) -> Vec<UnitCost> {
     let last = model.units.len() - 1;
     let blocks = last.saturating_sub(1).max(1) as f64;
     let attention = 2.0 * model.attention_width as f64 / blocks * seq_len as f64;
-    let elements = model.units.iter().map(|unit| {
-        let parameters = unit.parameters();
-        parameters.iter().map(crate::model::ParameterSpec::elements).sum::<usize>()
-    });
-    let cost = |(number, elements): (usize, usize)| UnitCost {
-        weights: if number == 0 { 1.0 } else { elements as f64 },
+    let elements = model.units.iter().map(|unit| model.active_elements(&**unit));
+    let cost = |(number, elements): (usize, f64)| UnitCost {
+        weights: if number == 0 { 1.0 } else { elements },
         attention: if number == 0 || number == last { 0.0 } else { attention },
     };
     elements.enumerate().map(cost).collect()

@@ -17,7 +17,11 @@ impl Experts {
     /// Experts from `dim` through `expert_dim` and back. Allocates nothing.
     pub fn new(experts: usize, dim: usize, expert_dim: usize, device: &Device) -> Self {
         let weight = |from, to| Initializer::Zeros.init([experts, from, to], device);
-        Self { w1: weight(dim, expert_dim), w2: weight(expert_dim, dim), w3: weight(dim, expert_dim) }
+        Self {
+            w1: weight(dim, expert_dim),
+            w2: weight(expert_dim, dim),
+            w3: weight(dim, expert_dim),
+        }
     }
 
     /// What each row's expert makes of it: `[rows, dim]`, in the order of experts, of which each has so many.

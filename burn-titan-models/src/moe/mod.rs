@@ -6,7 +6,6 @@
 //! [`Context::experts`].
 
 mod experts;
-mod memory;
 mod router;
 
 pub use experts::Experts;
@@ -116,11 +115,11 @@ impl Sublayer for MixtureOfExperts {
     }
 
     fn hold_forward(&self, tape: &mut Tape, dim: usize, keep: bool) -> Option<()> {
-        memory::hold_forward(self, tape, dim, keep)
+        None
     }
 
     fn hold_backward(&self, tape: &mut Tape, dim: usize) -> Option<()> {
-        memory::hold_backward(self, tape, dim)
+        None
     }
 
     fn shared(&self, _: &Workload) -> Option<u64> {
@@ -128,6 +127,6 @@ impl Sublayer for MixtureOfExperts {
     }
 
     fn put_off(&self, dim: usize, workload: &Workload) -> Option<u64> {
-        memory::put_off(self, dim, workload)
+        None
     }
 }
