@@ -119,22 +119,3 @@ pub fn unpermute(rows: Tensor<2>, weights: Tensor<2>, order: &ExpertOrder) -> Te
     let weighted = rows * weights.unsqueeze_dim(2);
     weighted.sum_dim(1).reshape([tokens, dim]).cast(dtype)
 }
-
-pub fn grouped_matmul(x: Tensor<2>, weights: Tensor<3>, counts: &[usize]) -> Tensor<2> {
-    let [_, inputs, outputs] = weights.dims();
-    let mut start = 0;
-    let mut parts = Vec::new();
-    for (expert, count) in counts.iter().enumerate() {
-        if *count > 0 {
-            let rows = x.clone().slice([start..start + count]);
-            let weight: Tensor<2> =
-                weights.clone().slice([expert..expert + 1]).reshape([inputs, outputs]);
-            parts.push(crate::linear::linear(rows, weight));
-        }
-        start += count;
-    }
-    if parts.is_empty() {
-        return x.matmul(weights.slice([0..1]).reshape([inputs, outputs]));
-    }
-    Tensor::cat(parts, 0)
-}

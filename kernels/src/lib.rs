@@ -28,6 +28,7 @@ pub mod embedding;
 #[allow(missing_docs)]
 pub mod experts;
 mod flex;
+pub mod grouped_matmul;
 pub mod inject;
 pub mod linear;
 pub mod norm;
@@ -45,10 +46,11 @@ pub use cross_entropy::linear_cross_entropy;
 pub use differentiable::differentiable;
 pub use embedding::embedding;
 pub use experts::{
-    ExpertOrder, Routed, RouterScores, Routing, grouped_matmul, permute, route, unpermute,
+    ExpertOrder, Routed, RouterScores, Routing, permute, route, unpermute,
 };
+pub use grouped_matmul::grouped_matmul;
 pub use inject::inject_gradient;
-pub use linear::{WeightGradients, linear, put_off_weights};
+pub use linear::{WeightGradients, linear, linear_f32, put_off_weights};
 pub use norm::sum_of_squares;
 pub use quantize::{Quantized, dequantize, quantize, reduce_quantized};
 pub use reduce::reduce_chunks;

@@ -5,21 +5,21 @@
 
 use std::cell::RefCell;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Gradients, Tensor};
 
 use crate::differentiable::partly_differentiable;
-
-/// A weight, and how its gradient is computed.
-type Waiting = (Tensor<2>, Box<dyn FnOnce() -> Tensor<2>>);
+use crate::inject_gradient;
 
 /// Gradients of weights that were put off, with what they are computed from.
 #[derive(Default)]
-pub struct WeightGradients(Vec<Waiting>);
+pub struct WeightGradients(Vec<Box<dyn FnOnce() -> Gradients>>);
 
 impl WeightGradients {
-    /// Computes them: each weight as [`linear`] got it, and its gradient; a weight that was used twice comes twice.
-    pub fn compute(self) -> impl Iterator<Item = (Tensor<2>, Tensor<2>)> {
-        self.0.into_iter().map(|(weight, gradient)| (weight, gradient()))
+    /// Computes them, a weight at a time: what the rest of the backward, from the weight as [`linear`] or
+    /// [`grouped_matmul`](crate::grouped_matmul) got it, gives the leaves behind it. A weight that was used twice comes
+    /// twice.
+    pub fn compute(self) -> impl Iterator<Item = Gradients> {
+        self.0.into_iter().map(|gradients| gradients())
     }
 }
 
@@ -28,28 +28,52 @@ thread_local! {
     static PUT_OFF: RefCell<Option<WeightGradients>> = const { RefCell::new(None) };
 }
 
-/// Runs a backward in which no weight of [`linear`] gets its gradient, and gives what computes them.
+/// Runs a backward in which no weight of [`linear`] or [`grouped_matmul`](crate::grouped_matmul) gets its gradient, and
+/// gives what computes them. The weights are leaves of the graph.
 pub fn put_off_weights<T>(backward: impl FnOnce() -> T) -> (T, WeightGradients) {
     PUT_OFF.set(Some(WeightGradients::default()));
     let result = backward();
     (result, PUT_OFF.take().unwrap_or_default())
 }
 
+/// The gradient of a weight: none yet if this backward puts weights off, and none at all for a constant.
+pub(crate) fn now_or_later<const D: usize>(
+    weight: Tensor<D>,
+    gradient: impl FnOnce() -> Tensor<D> + 'static,
+) -> Option<Tensor<D>> {
+    if !weight.is_tracked() {
+        return None;
+    }
+    PUT_OFF.with_borrow_mut(|put_off| match put_off {
+        Some(WeightGradients(list)) => {
+            list.push(Box::new(|| inject_gradient(weight, gradient()).backward()));
+            None
+        }
+        None => Some(gradient()),
+    })
+}
+
 /// `x W`, of `[tokens, in]` and `[in, out]`.
 pub fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    let dtype = x.dtype();
+    product(x, weight, dtype)
+}
+
+/// As [`linear`], in f32 whatever the dtypes of `x` and `weight` are, whose gradients have these.
+pub fn linear_f32(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    product(x, weight, DType::F32)
+}
+
+fn product(x: Tensor<2>, weight: Tensor<2>, dtype: DType) -> Tensor<2> {
     let tracked = weight.clone();
     partly_differentiable([x, weight], |[x, weight]| {
+        let dtypes = [x.dtype(), weight.dtype()];
+        let [x, weight] = [x, weight].map(|tensor| tensor.cast(dtype));
         let output = x.clone().matmul(weight.clone());
         let backward = move |gradient: Tensor<2>| {
-            let dx = gradient.clone().matmul(weight.transpose());
-            let dw = move || x.transpose().matmul(gradient);
-            PUT_OFF.with_borrow_mut(|put_off| match put_off {
-                Some(WeightGradients(list)) => {
-                    list.push((tracked, Box::new(dw)));
-                    [Some(dx), None]
-                }
-                None => [Some(dx), Some(dw())],
-            })
+            let dx = gradient.clone().matmul(weight.transpose()).cast(dtypes[0]);
+            let dw = move || x.transpose().matmul(gradient).cast(dtypes[1]);
+            [Some(dx), now_or_later(tracked, dw)]
         };
         (output, Box::new(backward))
     })
@@ -58,7 +82,6 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inject_gradient;
     use burn::tensor::{Device, TensorData};
 
     /// Put off or not, on one weight that is used twice: the same bits.
@@ -79,8 +102,7 @@ mod tests {
         assert!(w.grad_remove(&mut split).is_none() && v.grad(&split).is_none());
         let mut sums: [Option<Tensor<2>>; 2] = [None, None];
         let mut seen = 0;
-        for (weight, gradient) in waiting.compute() {
-            let gradients = inject_gradient(weight, gradient).backward();
+        for gradients in waiting.compute() {
             for (sum, leaf) in sums.iter_mut().zip([&w, &v]) {
                 if let Some(gradient) = leaf.grad(&gradients) {
                     *sum = Some(sum.take().map_or(gradient.clone(), |sum| sum + gradient));

@@ -222,8 +222,7 @@ impl<'a> Pass<'a> {
     fn backward_weight(&mut self, unit: usize, micro: usize) {
         let put_off = self.put_off.remove(&(unit, micro));
         let (put_off, modules) = put_off.expect("the input's gradient is there");
-        for (weight, gradient) in put_off.compute() {
-            let mut gradients = inject_gradient(weight, gradient).backward();
+        for mut gradients in put_off.compute() {
             self.take_gradients(&*modules, &mut gradients);
         }
     }

@@ -2,8 +2,8 @@
 
 use burn::module::{Module, Param};
 use burn::nn::{Initializer, Linear, LinearConfig};
-use burn::tensor::{DType, Device, Tensor};
-use burn_titan_kernels::{Routed, Routing, linear, route};
+use burn::tensor::{Device, Tensor};
+use burn_titan_kernels::{Routed, Routing, linear_f32, route};
 
 /// Scores experts by one matrix, in f32, whatever the rest computes in: close scores decide which expert a token meets.
 #[derive(Module, Debug)]
@@ -24,7 +24,7 @@ impl Router {
 
     /// The experts of tokens `[tokens, dim]`, with their weights.
     pub fn forward(&self, tokens: Tensor<2>, routing: &Routing) -> Routed {
-        let logits = linear(tokens.cast(DType::F32), self.weight.val().cast(DType::F32));
+        let logits = linear_f32(tokens, self.weight.val());
         let bias = self.bias.as_ref().map(|bias| bias.val().inner());
         route(logits, bias, routing)
     }

@@ -73,6 +73,32 @@ pub(crate) fn multiply(
     c_row: usize,
     add: bool,
 ) {
+    let parallel = m.saturating_mul(n).saturating_mul(k) >= PARALLEL;
+    let parallelism = if parallel { Parallelism::Rayon(0) } else { Parallelism::None };
+    multiply_with([m, n, k], a, b, c, c_row, add, parallelism);
+}
+
+/// As [`multiply`], on this thread alone: for tasks that run beside others.
+pub(crate) fn multiply_on_thread(
+    sizes: [usize; 3],
+    a: Strided,
+    b: Strided,
+    c: &mut [f32],
+    c_row: usize,
+    add: bool,
+) {
+    multiply_with(sizes, a, b, c, c_row, add, Parallelism::None);
+}
+
+fn multiply_with(
+    [m, n, k]: [usize; 3],
+    a: Strided,
+    b: Strided,
+    c: &mut [f32],
+    c_row: usize,
+    add: bool,
+    parallelism: Parallelism,
+) {
     if m == 0 || n == 0 {
         return;
     }
@@ -81,8 +107,6 @@ pub(crate) fn multiply(
         b.assert_holds(k, n);
     }
     assert!(n <= c_row && (m - 1) * c_row + n <= c.len(), "the result does not fit");
-    let parallel = m.saturating_mul(n).saturating_mul(k) >= PARALLEL;
-    let parallelism = if parallel { Parallelism::Rayon(0) } else { Parallelism::None };
     // SAFETY: every element of the three matrices is inside its slice, as asserted above, and the
     // elements of `c` are disjoint because its rows are.
     unsafe {

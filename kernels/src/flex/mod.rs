@@ -2,6 +2,7 @@
 
 mod access;
 mod gemm;
+mod inner;
 mod matmul;
 mod number;
 mod rows;
@@ -11,7 +12,8 @@ pub(crate) use access::{
     F32View, Values, convert_in_parallel, float_tensor, int_values, owned, values_mut, zeros,
 };
 pub(crate) use gemm::{COLUMN_STEP, Strided, multiply_tile};
-pub(crate) use matmul::{Matrix, multiply};
+pub(crate) use inner::multiply_transposed;
+pub(crate) use matmul::{Matrix, multiply, multiply_on_thread};
 pub(crate) use number::{Number, convert, with_number};
 pub(crate) use rows::{for_rows, sum_over_rows};
 pub(crate) use simd::{NullaryFnOnce, dot, exp, exp2, max, sigmoid, simd_fn, sum, tanh, with_simd};

@@ -7,8 +7,8 @@
 
 use std::sync::LazyLock;
 
-use pulp::Arch;
 pub(crate) use pulp::NullaryFnOnce;
+use pulp::{Arch, WithSimd};
 
 const LANES: usize = 16;
 
@@ -17,7 +17,7 @@ static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
 /// Runs `f` with the widest vector instructions that the machine has. Only what is inlined into
 /// `call` is compiled for them: make the operation with [`simd_fn`].
 #[inline(always)]
-pub(crate) fn with_simd<F: NullaryFnOnce>(f: F) -> F::Output {
+pub(crate) fn with_simd<F: WithSimd>(f: F) -> F::Output {
     ARCH.dispatch(f)
 }
 

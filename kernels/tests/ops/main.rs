@@ -11,6 +11,7 @@ mod bucket;
 mod cross_entropy;
 mod differentiable;
 mod embedding;
+mod grouped_matmul;
 mod norm;
 mod quantize;
 mod reduce;
