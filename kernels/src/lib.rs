@@ -45,9 +45,7 @@ pub use bucket::{pack, unpack};
 pub use cross_entropy::linear_cross_entropy;
 pub use differentiable::differentiable;
 pub use embedding::embedding;
-pub use experts::{
-    ExpertOrder, Routed, RouterScores, Routing, permute, route, unpermute,
-};
+pub use experts::{ExpertOrder, Routed, RouterScores, Routing, permute, route, unpermute};
 pub use grouped_matmul::grouped_matmul;
 pub use inject::inject_gradient;
 pub use linear::{WeightGradients, linear, linear_f32, put_off_weights};

@@ -1,7 +1,7 @@
 //! A checkpoint fits any number of ranks, whatever number has written it.
 
 use burn_titan_core::checkpoint::{self, Checkpoint};
-use burn_titan_tests::runs::Run;
+use burn_titan_tests::runs::{Run, random_tokens};
 
 /// A number of ranks, and how they share the model.
 struct Mesh {
@@ -27,6 +27,20 @@ const MESHES: [Mesh; 8] = [
 
 /// Divides by every number of ranks.
 const COMMON: [&str; 2] = ["training.local_batch_size=1", "training.global_batch_size=12"];
+
+/// A model with experts, in a run that divides by every number of ranks.
+const EXPERTS: &str = "
+run: {output_dir: HERE/out}
+model:
+  name: qwen3_moe
+  overrides:
+    {n_layers: 2, dim: 36, n_heads: 6, n_kv_heads: 3, head_dim: 10, n_experts: 12, top_k: 3,
+     expert_dim: 37, vocab_size: 331}
+data: {train: [{path: HERE/tokens.bin}]}
+training: {steps: 20, seq_len: 37, local_batch_size: 1, global_batch_size: 12}
+checkpoint: {interval: 2, keep_latest_k: 0}
+metrics: {tensorboard: false, peak_tflops: 1, log_interval: 1000}
+";
 
 fn open(run: &Run, step: u64) -> Checkpoint {
     let path = run.path(&format!("out/checkpoint/step-{step:08}"));
@@ -96,6 +110,71 @@ fn any_mesh_continues_from_any_other() {
                     let [a, b] = [&first, &second].map(|run| tensors(&open(run, 8), optimizer));
                     assert!(a == b, "{name}: optimizer {optimizer}");
                 }
+            }
+        }
+    }
+}
+
+/// The meshes of a model with experts, by the degrees of `ep`.
+const EXPERT_MESHES: [Mesh; 5] = [
+    Mesh { name: "1", ranks: 1, words: &[] },
+    Mesh { name: "3", ranks: 3, words: &[] },
+    Mesh { name: "ep 2", ranks: 2, words: &["parallelism.expert_parallel_degree=2"] },
+    Mesh {
+        name: "2 x tp 2, ep 4",
+        ranks: 4,
+        words: &["parallelism.tensor_parallel_degree=2", "parallelism.expert_parallel_degree=4"],
+    },
+    Mesh { name: "4, ep 2", ranks: 4, words: &["parallelism.expert_parallel_degree=2"] },
+];
+
+/// Saved at step 2 with experts dealt out in one way, continued with another.
+#[test]
+fn experts_move_between_ranks() {
+    let experts = || {
+        let run = Run::new(EXPERTS);
+        run.write("tokens.bin", &random_tokens(7, 3001, 331));
+        run
+    };
+    let straight = experts();
+    straight.train(&["training.steps=4"]);
+    for from in &EXPERT_MESHES {
+        let first = experts();
+        first.simulate(from.ranks, &[&["training.steps=4"], from.words].concat());
+        assert_close(from.name, &straight.losses(), &first.losses());
+        let saved = open(&first, 2);
+        for to in &EXPERT_MESHES {
+            let name = format!("{} to {}", from.name, to.name);
+            let still = experts();
+            still.continue_from(&first, 2);
+            let beta = [1, 2].map(|i| format!("optimizer.beta{i}=0.9999999999999999"));
+            let words = ["training.steps=3", "optimizer.lr=1e-30", &beta[0], &beta[1]];
+            still.simulate(to.ranks, &[&words, to.words].concat());
+            let again = open(&still, 3);
+            // What balances routers moves with the load.
+            let is_bias = |(name, _): &(String, Vec<f32>)| name.ends_with("router.bias");
+            let (mut saved, mut again) = (
+                [false, true].map(|optimizer| tensors(&saved, optimizer)),
+                [false, true].map(|optimizer| tensors(&again, optimizer)),
+            );
+            for (a, b) in saved.iter_mut().zip(&mut again) {
+                for ((name, a), (_, b)) in
+                    a.iter().zip(b.iter()).filter(|(tensor, _)| is_bias(tensor))
+                {
+                    let moved = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+                    assert!(moved.into_iter().all(|moved| moved < 1.001e-3), "{name}");
+                    assert!(a.iter().any(|bias| *bias != 0.0), "{name}");
+                }
+                a.retain(|tensor| !is_bias(tensor));
+                b.retain(|tensor| !is_bias(tensor));
+                assert_unchanged(&name, a, b);
+            }
+            let second = experts();
+            second.continue_from(&first, 2);
+            second.simulate(to.ranks, &[&["training.steps=4"], to.words].concat());
+            assert_close(&name, &straight.losses(), &second.losses());
+            if from.name == to.name {
+                assert_eq!(first.curve(), second.curve(), "{name}");
             }
         }
     }

@@ -5,6 +5,7 @@ mod bubble;
 mod checkpoints;
 mod data;
 mod equal;
+mod experts;
 mod page;
 mod pipeline;
 mod qwen3;

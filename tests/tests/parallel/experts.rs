@@ -1,0 +1,133 @@
+//! Experts that ranks deal out, against one rank: 20 steps from one seed.
+
+use burn_titan_tests::runs::{Run, random_tokens};
+
+use crate::equal::{assert_close, curve};
+
+/// Twelve experts of which a token meets three; nothing else in it divides.
+const EXPERTS: &str = "
+run: {output_dir: HERE/out}
+model:
+  name: qwen3_moe
+  overrides:
+    {n_layers: 4, dim: 36, n_heads: 6, n_kv_heads: 3, head_dim: 10, n_experts: 12, top_k: 3,
+     expert_dim: 37, vocab_size: 331}
+data: {train: [{path: HERE/tokens.bin}]}
+training: {steps: 20, seq_len: 37, local_batch_size: 1, global_batch_size: 8}
+checkpoint: {enable: false}
+metrics: {tensorboard: false, peak_tflops: 1, log_interval: 1000}
+";
+
+const TP2: &str = "parallelism.tensor_parallel_degree=2";
+const CP2: &str = "parallelism.context_parallel_degree=2";
+const PP2: &str = "parallelism.pipeline_parallel_degree=2";
+const EP2: &str = "parallelism.expert_parallel_degree=2";
+const EP4: &str = "parallelism.expert_parallel_degree=4";
+const COPIES: &str = "parallelism.data_parallel_replicate_degree=2";
+const NO_SP: &str = "parallelism.enable_sequence_parallel=false";
+const FULL: &str = "activation_checkpoint.mode=full";
+
+fn experts() -> Run {
+    let run = Run::new(EXPERTS);
+    run.write("tokens.bin", &random_tokens(7, 3001, 331));
+    run
+}
+
+/// The load of every layer's busiest expert, at every step.
+fn loads(run: &Run) -> Vec<Vec<f64>> {
+    run.metrics().into_iter().map(|metrics| metrics.expert_load).collect()
+}
+
+#[test]
+fn every_mesh_equals_one_rank() {
+    let one = experts();
+    one.train(&[]);
+    let (reference, met) = (curve(&one), loads(&one));
+    assert!(met.iter().all(|layers| layers.len() == 4 && layers.iter().all(|load| *load >= 1.0)));
+    let zero_bubble = "parallelism.pipeline_parallel_schedule=zb1p";
+    let always = "parallelism.fsdp_reshard_after_forward=always";
+    let cases: [(usize, &[&str]); 20] = [
+        (2, &[]),
+        (2, &[TP2]),
+        (2, &[TP2, NO_SP]),
+        (2, &[EP2]),
+        (4, &[EP4]),
+        (2, &[TP2, EP2]),
+        (2, &[TP2, EP2, NO_SP]),
+        (4, &[EP2]),
+        (4, &[EP2, FULL, always]),
+        (4, &[TP2, EP2]),
+        (4, &[TP2, EP4]),
+        (4, &[PP2, EP2]),
+        (4, &[PP2, EP2, zero_bubble]),
+        (2, &[CP2, EP2]),
+        (4, &[CP2, EP4, FULL]),
+        (4, &[COPIES, EP2]),
+        (8, &[COPIES, TP2, EP4]),
+        (8, &[TP2, CP2, EP4]),
+        (8, &[TP2, PP2, EP4]),
+        (8, &[TP2, PP2, EP4, zero_bubble, FULL]),
+    ];
+    for (ranks, words) in cases {
+        let run = experts();
+        run.simulate(ranks, words);
+        let name = format!("{ranks} ranks, {words:?}");
+        assert_close(&name, &reference, &curve(&run));
+        assert_eq!(met, loads(&run), "{name}");
+    }
+}
+
+/// One word, over and over: a router sends all of it to the same experts, and most ranks get nothing.
+#[test]
+fn ranks_that_no_token_is_sent_to() {
+    let words = ["model.overrides.top_k=1", "training.steps=20"];
+    let same = || {
+        let run = experts();
+        run.write("tokens.bin", &[5_u16; 3001].map(u16::to_le_bytes).concat());
+        run
+    };
+    let one = same();
+    one.train(&words);
+    // All of them to one expert of twelve.
+    assert!(loads(&one).iter().flatten().any(|load| *load == 12.0), "{:?}", loads(&one));
+    let four = same();
+    four.simulate(4, &[&words[..], &[EP4]].concat());
+    for (a, b) in one.losses().iter().zip(four.losses()) {
+        assert!((a - b).abs() < 1e-5, "{a} {b}");
+    }
+    assert_eq!(loads(&one), loads(&four));
+}
+
+#[test]
+fn bf16_and_int8() {
+    for words in [&["precision.compute=bfloat16"][..], &["comm.quantize=all"]] {
+        let run = |ranks: usize, more: &[&str]| {
+            let run = experts();
+            run.simulate(ranks, &[words, more].concat());
+            run.losses()
+        };
+        for (a, b) in run(1, &[]).iter().zip(run(4, &[EP2])) {
+            assert!(((a - b) / a).abs() < 1e-2, "{words:?}: {a} {b}");
+        }
+    }
+}
+
+#[test]
+fn experts_that_do_not_divide_are_refused() {
+    let refused = |ranks: usize, words: &[&str]| {
+        let error = experts().try_simulate(ranks, words).expect_err("it is refused");
+        error.to_string()
+    };
+    let six = "model.overrides.n_experts=6";
+    let found = refused(4, &[six, EP4]);
+    let message = "`parallelism.expert_parallel_degree` is 4, but `layers.0.feed_forward.experts.w1` has 6 experts, \
+                   which do not divide by 4 ranks";
+    assert!(found.contains(message), "{found}");
+    let three = "parallelism.expert_parallel_degree=3";
+    experts().simulate(3, &[six, three, "training.global_batch_size=9", "training.steps=3"]);
+    let found = refused(4, &["parallelism.tensor_parallel_degree=4", EP2]);
+    assert!(found.contains("is no multiple of `parallelism.tensor_parallel_degree`"), "{found}");
+    let dense = "model={name: llama3, flavor: debug}";
+    let found = refused(2, &[dense, EP2]);
+    assert!(found.contains("but the model has no experts"), "{found}");
+}
