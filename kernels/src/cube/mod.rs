@@ -10,6 +10,7 @@ use burn::tensor::{DType, Shape};
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::ir::ElemType;
 use burn_cubecl::cubecl::prelude::*;
+use burn_cubecl::kernel::cast;
 pub(crate) use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, zeros_client};
 use burn_cubecl::tensor::CubeTensor;
@@ -61,6 +62,11 @@ pub(crate) fn owned(tensor: CubeTensor) -> CubeTensor {
     let tensor = into_contiguous(tensor);
     // Burn's copy may pad the rows on CUDA.
     if tensor.can_mut() { tensor } else { into_contiguous(tensor.copy()) }
+}
+
+/// Indices as 32-bit integers, which every device has, contiguous.
+pub(crate) fn indices(tensor: CubeTensor) -> CubeTensor {
+    into_contiguous(if tensor.dtype() == DType::I32 { tensor } else { cast(tensor, DType::I32) })
 }
 
 /// The element type of a tensor, as a launch wants it.

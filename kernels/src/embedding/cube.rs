@@ -9,10 +9,9 @@ use burn::backend::TensorMetadata;
 use burn::tensor::DType;
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
-use burn_cubecl::kernel::cast;
 use burn_cubecl::tensor::CubeTensor;
 
-use crate::cube::{UNITS, cubes, element, elementwise, empty, into_contiguous, zeros};
+use crate::cube::{UNITS, cubes, element, elementwise, empty, indices, into_contiguous, zeros};
 
 pub(super) fn forward(weight: CubeTensor, ids: CubeTensor) -> CubeTensor {
     let (weight, ids) = (into_contiguous(weight), indices(ids));
@@ -71,11 +70,6 @@ pub(super) fn backward(gradient: CubeTensor, ids: CubeTensor, vocab: usize) -> C
         dtype,
     );
     d_weight
-}
-
-/// The ids as 32-bit integers, which every device has.
-fn indices(ids: CubeTensor) -> CubeTensor {
-    into_contiguous(if ids.dtype() == DType::I32 { ids } else { cast(ids, DType::I32) })
 }
 
 mod kernel {

@@ -13,6 +13,7 @@ mod differentiable;
 mod embedding;
 mod grouped_matmul;
 mod norm;
+mod permute;
 mod quantize;
 mod reduce;
 mod rms_norm;
