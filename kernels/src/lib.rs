@@ -37,6 +37,7 @@ pub mod quantize;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
+pub mod router;
 pub mod swiglu;
 mod wide;
 
@@ -56,4 +57,8 @@ pub use quantize::{Quantized, dequantize, quantize, reduce_quantized};
 pub use reduce::reduce_chunks;
 pub use rms_norm::rms_norm;
 pub use rope::rope;
+pub use router::{
+    ExpertGroups, GroupScore, Routed, RouterScores, Routing, RoutingError, route, router_z_loss,
+    sequence_balance_loss,
+};
 pub use swiglu::swiglu;

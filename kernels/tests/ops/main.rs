@@ -18,6 +18,7 @@ mod quantize;
 mod reduce;
 mod rms_norm;
 mod rope;
+mod router;
 mod support;
 mod swiglu;
 mod vocabulary;
