@@ -25,8 +25,6 @@ pub mod device;
 pub mod device_memory;
 pub mod differentiable;
 pub mod embedding;
-#[allow(missing_docs)]
-pub mod experts;
 mod flex;
 pub mod grouped_matmul;
 pub mod inject;
@@ -47,7 +45,6 @@ pub use bucket::{pack, unpack};
 pub use cross_entropy::linear_cross_entropy;
 pub use differentiable::differentiable;
 pub use embedding::embedding;
-pub use experts::{ExpertOrder, Routed, RouterScores, Routing, permute, route, unpermute};
 pub use grouped_matmul::grouped_matmul;
 pub use inject::inject_gradient;
 pub use linear::{WeightGradients, linear, linear_f32, put_off_weights};

@@ -12,7 +12,7 @@
 mod tests;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use burn_titan_kernels::differentiable;
+use burn_titan_kernels::{differentiable, gather_rows};
 
 use crate::communicator::{Buffer, Work};
 use crate::peers::Peers;
@@ -31,8 +31,8 @@ pub struct Arrival {
     sent: Vec<usize>,
     received: Vec<usize>,
     /// For each row in the order of this rank's experts, its place among those that came; and the other way round.
-    order: Tensor<1, Int>,
-    back: Tensor<1, Int>,
+    order: Vec<usize>,
+    back: Vec<usize>,
     /// Rows of each of this rank's experts.
     counts: Vec<usize>,
 }
@@ -135,8 +135,8 @@ impl ExpertParallel {
 }
 
 /// Rows in another order.
-fn in_order(rows: Tensor<2>, places: &Tensor<1, Int>) -> Tensor<2> {
-    if rows.dims()[0] == 0 { rows } else { rows.select(0, places.clone()) }
+fn in_order(rows: Tensor<2>, places: &[usize]) -> Tensor<2> {
+    if places.is_empty() { rows } else { gather_rows(rows, places) }
 }
 
 /// For rows that come from ranks one after the other, each in the order of experts: the place of each row in the order
@@ -145,7 +145,7 @@ fn places(
     ranks: usize,
     experts: usize,
     count: impl Fn(usize, usize) -> usize,
-) -> (Vec<i32>, Vec<i32>) {
+) -> (Vec<usize>, Vec<usize>) {
     let mut starts = vec![vec![0; experts]; ranks];
     let mut next = 0;
     for (from, starts) in starts.iter_mut().enumerate() {
@@ -157,13 +157,12 @@ fn places(
     let mut order = Vec::with_capacity(next);
     for expert in 0..experts {
         for (from, starts) in starts.iter().enumerate() {
-            order
-                .extend((starts[expert]..starts[expert] + count(from, expert)).map(|at| at as i32));
+            order.extend((starts[expert]..starts[expert] + count(from, expert)));
         }
     }
     let mut back = vec![0; next];
     for (place, at) in order.iter().enumerate() {
-        back[*at as usize] = place as i32;
+        back[*at] = place;
     }
     (order, back)
 }
