@@ -48,21 +48,25 @@ impl ExpertLoads {
     }
 
     /// Moves what balances the choice: up for experts that met fewer tokens than the mean, down for those that met
-    /// more (Wang et al., 2024; DeepSeek-AI, 2024). Every rank does the same.
+    /// more (Wang et al., 2024; DeepSeek-AI, 2024). A step moves it by the rate where the load is off by the mean or
+    /// more, as the papers do it always, and by less where it is off by less, so that it comes to rest. Every rank does
+    /// the same.
     pub(super) fn balance(&self, experts: &Experts, parameters: &mut ParameterStore) {
         let device = parameters.device().clone();
         for (counts, name) in self.0.iter().zip(&experts.biases) {
             let Some(bias) = parameters.get_mut(name) else { continue };
-            let all = counts.iter().sum::<u64>() as f64;
-            let mean = all / counts.len() as f64;
-            let moved = counts.iter().map(|count| {
-                let short = mean - *count as f64;
-                if short == 0.0 { 0.0 } else { (experts.bias_rate * short.signum()) as f32 }
-            });
-            let moved = on_device(moved.collect(), &device);
+            let moved = on_device(moves(counts, experts.bias_rate), &device);
             bias.update(|value| value + moved);
         }
     }
+}
+
+/// How far loads move what balances them.
+fn moves(counts: &[u64], rate: f64) -> Vec<f32> {
+    let all = counts.iter().sum::<u64>() as f64;
+    let mean = (all / counts.len() as f64).max(1.0);
+    let short = |count: &u64| ((mean - *count as f64) / mean).clamp(-1.0, 1.0);
+    counts.iter().map(|count| (rate * short(count)) as f32).collect()
 }
 
 #[cfg(test)]
@@ -73,5 +77,11 @@ mod tests {
     fn how_uneven_loads_are() {
         let loads = ExpertLoads(vec![vec![2, 2, 2], vec![6, 0, 0], vec![0, 0, 0]]);
         assert_eq!(loads.imbalance(), [1.0, 3.0, 0.0]);
+    }
+
+    #[test]
+    fn loads_move_their_balance() {
+        assert_eq!(moves(&[4, 4, 4], 0.5), [0.0; 3]);
+        assert_eq!(moves(&[0, 2, 10], 0.5), [0.5, 0.25, -0.5]);
     }
 }

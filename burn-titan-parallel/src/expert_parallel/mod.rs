@@ -84,7 +84,7 @@ impl ExpertParallel {
         let received: Vec<usize> = (0..ranks).map(|from| mine(from).iter().sum()).collect();
         let (order, back) = places(ranks, each, |from, expert| mine(from)[expert]);
         let counts = (0..each).map(|expert| (0..ranks).map(|from| mine(from)[expert]).sum());
-        Arrival { sent, received, order: ints(order), back: ints(back), counts: counts.collect() }
+        Arrival { sent, received, order, back, counts: counts.collect() }
     }
 
     /// Sends rows to the ranks that have their experts.
