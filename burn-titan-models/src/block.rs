@@ -159,7 +159,8 @@ impl<A: Attention> Sublayer for A {
     }
 }
 
-fn attention_forward(tape: &mut Tape, attention: &Activations, dim: usize, keep: bool) {
+/// The forward of a site that takes so much.
+pub(crate) fn attention_forward(tape: &mut Tape, attention: &Activations, dim: usize, keep: bool) {
     let inside = tape.inside(dim);
     tape.enter(dim);
     if keep {
@@ -173,7 +174,13 @@ fn attention_forward(tape: &mut Tape, attention: &Activations, dim: usize, keep:
     tape.leave(dim);
 }
 
-fn attention_backward(tape: &mut Tape, attention: &Activations, parameters: usize, dim: usize) {
+/// Its backward, which leaves the gradients of so many elements of parameters.
+pub(crate) fn attention_backward(
+    tape: &mut Tape,
+    attention: &Activations,
+    parameters: usize,
+    dim: usize,
+) {
     let inside = tape.inside(dim);
     tape.leave_backward(dim, true);
     tape.pass_bytes(attention.backward);

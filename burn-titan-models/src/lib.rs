@@ -13,6 +13,7 @@
 pub mod attention;
 pub mod block;
 pub mod config;
+pub mod deepseek_v3;
 pub mod embedding;
 pub mod family;
 pub mod feed_forward;

@@ -173,7 +173,7 @@ mod tests {
             70_553_706_496,
             405_853_388_800,
         ];
-        for (name, count) in LlamaConfig::FLAVORS.into_iter().zip(counts) {
+        for (name, count) in LlamaConfig::FLAVORS.iter().zip(counts) {
             let config = LlamaConfig::flavor(name).unwrap();
             assert_eq!(config.parameter_count(), count, "{name}");
             assert_eq!(config.validate(), [], "{name}");

@@ -113,8 +113,10 @@ impl Tape {
     /// One call of its backward, with so many elements of keys and values.
     fn attend_backward(&mut self, sizes: &Elements, pairs: usize) {
         let results = sizes.queries + pairs;
-        let working = single(sizes.working[1]);
-        self.pass_bytes(working + self.workload.bytes(results) + self.copy(results));
+        // What the tasks hold in f32 is at least as much as the results in it, which come when it goes; then one result
+        // after the other is rounded.
+        let rounded = self.copy(sizes.queries.max(pairs / 2)) + self.workload.bytes(results);
+        self.pass_bytes(single(sizes.working[1]) + self.copy(results).max(rounded));
         self.hold(results);
     }
 

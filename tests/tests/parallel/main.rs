@@ -6,6 +6,7 @@ mod checkpoints;
 mod data;
 mod equal;
 mod experts;
+mod latent;
 mod page;
 mod pipeline;
 mod qwen3;

@@ -1,6 +1,7 @@
 //! What `plan` counts is what a run holds. The tests of this file take turns, because they count what the whole
 //! process allocates.
 
+mod latent;
 mod pipeline;
 mod qwen3;
 mod shared;
