@@ -9,7 +9,7 @@ use burn_titan_core::executor::{Executor, Groups, Layout, ParameterStore, Precis
 use burn_titan_core::hf::HfFolder;
 use burn_titan_core::model::{Context, HeadOutput, Model, ModelFamily};
 use burn_titan_models::hf::{HuggingFace, Names};
-use burn_titan_models::{Llama3, LlamaConfig, Qwen3};
+use burn_titan_models::{Llama3, LlamaConfig, Qwen3, Qwen3Moe};
 
 use crate::golden;
 
@@ -32,6 +32,15 @@ pub fn llama() -> Executor {
 /// If the folder cannot be read.
 pub fn qwen3() -> Executor {
     golden(&Qwen3::default(), "qwen3_tiny")
+}
+
+/// The Qwen3 with experts of `golden/qwen3_moe_tiny` with its weights: as [`qwen3`], but with 8 experts of 32, of which a
+/// token meets 2, and not tied.
+///
+/// # Panics
+/// If the folder cannot be read.
+pub fn qwen3_moe() -> Executor {
+    golden(&Qwen3Moe::default(), "qwen3_moe_tiny")
 }
 
 /// The model of a Hugging Face folder in `golden`.
@@ -62,17 +71,23 @@ pub fn parameters(model: &Model, tensors: &[HostTensor]) -> ParameterStore {
 /// # Panics
 /// If it is not a parameter of a Llama.
 pub fn hugging_face(name: &str, shape: &[usize], values: &[f32]) -> (String, Vec<f32>) {
-    named(&LlamaConfig::NAMES, name, shape, values)
+    named(&LlamaConfig::NAMES, name, shape, values).remove(0)
 }
 
-/// The same of a tensor of any family.
+/// A tensor of any family, flat, as the tensors that it is at Hugging Face.
 ///
 /// # Panics
 /// If it is not a parameter of the family.
-pub fn named(names: &Names, name: &str, shape: &[usize], values: &[f32]) -> (String, Vec<f32>) {
+pub fn named(
+    names: &Names,
+    name: &str,
+    shape: &[usize],
+    values: &[f32],
+) -> Vec<(String, Vec<f32>)> {
     let ours = HostTensor::from_f32(name, shape, values).expect("values of that shape");
     let theirs = names.to_hf(ours).expect("a parameter of the family");
-    (theirs.name().to_string(), theirs.to_f32().expect("floats"))
+    let tensor = |tensor: HostTensor| (tensor.name().to_string(), tensor.to_f32().expect("floats"));
+    theirs.map(|theirs| tensor(theirs.expect("a matrix of an expert"))).collect()
 }
 
 /// A micro-batch of rows of `seq` tokens, each row one document.

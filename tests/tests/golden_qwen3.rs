@@ -1,12 +1,13 @@
-//! The golden Qwen3: logits, loss and every gradient against float64, and the sizes that were published.
+//! The golden Qwen3 models, one dense and one with experts: logits, loss, every gradient and every choice of experts
+//! against float64, and the sizes that were published.
 
 use burn_titan_core::config::OptimizerConfig;
 use burn_titan_core::data::Batch;
-use burn_titan_core::executor::StepRule;
+use burn_titan_core::executor::{Executor, StepRule};
 use burn_titan_core::model::{Context, HeadOutput, ModelFamily, ParameterSpec, Stream};
 use burn_titan_core::optim::Optimizer;
-use burn_titan_models::hf::HuggingFace;
-use burn_titan_models::{Qwen3, Qwen3Config};
+use burn_titan_models::hf::{HuggingFace, Names};
+use burn_titan_models::{Qwen3, Qwen3Config, Qwen3MoeConfig};
 use burn_titan_parallel::Program;
 use burn_titan_parallel::step::{self, Strategy};
 use burn_titan_tests::golden::{self, Tensors};
@@ -15,14 +16,33 @@ use burn_titan_tests::tiny::{self, batch, documents, named, next_tokens};
 
 const SEQ: usize = 32;
 
-/// The golden step cut in two ways: both rows at once, and as documents of one row.
-fn layouts() -> [(&'static str, Batch); 2] {
-    let tokens = Tensors::open("qwen3_tiny/golden.safetensors").integers("input_ids");
-    let targets = next_tokens(SEQ, &tokens);
-    [
-        ("two rows", batch(SEQ, &tokens, &targets)),
-        ("two documents in a row", documents(&[SEQ, SEQ], &tokens, &targets)),
-    ]
+/// A golden model.
+struct Golden {
+    folder: &'static str,
+    executor: fn() -> Executor,
+    names: Names,
+}
+
+const MODELS: [Golden; 2] = [
+    Golden { folder: "qwen3_tiny", executor: tiny::qwen3, names: Qwen3Config::NAMES },
+    Golden { folder: "qwen3_moe_tiny", executor: tiny::qwen3_moe, names: Qwen3MoeConfig::NAMES },
+];
+
+impl Golden {
+    fn tensors(&self) -> Tensors {
+        Tensors::open(&format!("{}/golden.safetensors", self.folder))
+    }
+
+    /// The golden step cut in two ways: both rows at once, and as documents of one row.
+    fn layouts(&self) -> [(String, Batch); 2] {
+        let tokens = self.tensors().integers("input_ids");
+        let targets = next_tokens(SEQ, &tokens);
+        [
+            ("two rows", batch(SEQ, &tokens, &targets)),
+            ("two documents in a row", documents(&[SEQ, SEQ], &tokens, &targets)),
+        ]
+        .map(|(name, batch)| (format!("{}, {name}", self.folder), batch))
+    }
 }
 
 fn context(batch: &Batch, head: HeadOutput) -> Context {
@@ -35,64 +55,112 @@ fn program(units: usize) -> Program {
 
 #[test]
 fn logits_are_within_2e_5() {
-    let want = Tensors::open("qwen3_tiny/golden.safetensors").floats("logits");
-    for (name, batch) in layouts() {
-        let logits = match tiny::qwen3().forward(&context(&batch, HeadOutput::Logits)).unwrap() {
-            Some(Stream::Logits(logits)) => values(logits),
-            other => panic!("asked for logits, got {other:?}"),
-        };
-        let difference = worst(&logits, &want);
-        println!("logits, {name}: {difference:.2e}");
-        assert!(difference < 2e-5, "{name}: {difference:e}");
+    for model in &MODELS {
+        let want = model.tensors().floats("logits");
+        for (name, batch) in model.layouts() {
+            let context = context(&batch, HeadOutput::Logits);
+            let logits = match (model.executor)().forward(&context).unwrap() {
+                Some(Stream::Logits(logits)) => values(logits),
+                other => panic!("asked for logits, got {other:?}"),
+            };
+            let difference = worst(&logits, &want);
+            println!("logits, {name}: {difference:.2e}");
+            assert!(difference < 2e-5, "{name}: {difference:e}");
+        }
     }
 }
 
 #[test]
 fn loss_and_gradient_norm_are_within_1e_6() {
-    let golden = golden::json("qwen3_tiny/golden.json");
-    let loss = golden["loss_f64"].as_f64().unwrap();
-    let norm = golden["grad_norm_f64"].as_f64().unwrap();
-    for (name, batch) in layouts() {
-        let mut executor = tiny::qwen3();
-        let program = program(executor.model().units.len());
-        let parameters = executor.model().parameters();
-        let mut optimizer = Optimizer::new(&OptimizerConfig::default(), &parameters).unwrap();
-        let rule = StepRule { lr_factor: 1.0, max_grad_norm: 1.0 };
-        let contexts = [context(&batch, HeadOutput::Loss)];
-        let valid = batch.valid_tokens;
-        let step = executor.train_step(&program, &contexts, valid, &mut optimizer, rule).unwrap();
-        let (by_loss, by_norm) = ((step.loss - loss).abs(), (step.grad_norm / norm - 1.0).abs());
-        println!("{name}: loss {by_loss:.2e}, relative gradient norm {by_norm:.2e}");
-        assert!(by_loss < 1e-6, "{name}: loss {} instead of {loss}", step.loss);
-        assert!(by_norm < 1e-6, "{name}: norm {} instead of {norm}", step.grad_norm);
+    for model in &MODELS {
+        let golden = golden::json(&format!("{}/golden.json", model.folder));
+        let loss = golden["loss_f64"].as_f64().unwrap();
+        let norm = golden["grad_norm_f64"].as_f64().unwrap();
+        for (name, batch) in model.layouts() {
+            let mut executor = (model.executor)();
+            let program = program(executor.model().units.len());
+            let parameters = executor.model().parameters();
+            let mut optimizer = Optimizer::new(&OptimizerConfig::default(), &parameters).unwrap();
+            let rule = StepRule { lr_factor: 1.0, max_grad_norm: 1.0 };
+            let contexts = [context(&batch, HeadOutput::Loss)];
+            let valid = batch.valid_tokens;
+            let step =
+                executor.train_step(&program, &contexts, valid, &mut optimizer, rule).unwrap();
+            let (by_loss, by_norm) =
+                ((step.loss - loss).abs(), (step.grad_norm / norm - 1.0).abs());
+            println!("{name}: loss {by_loss:.2e}, relative gradient norm {by_norm:.2e}");
+            assert!(by_loss < 1e-6, "{name}: loss {} instead of {loss}", step.loss);
+            assert!(by_norm < 1e-6, "{name}: norm {} instead of {norm}", step.grad_norm);
+        }
     }
 }
 
 #[test]
 fn every_gradient_is_within_1e_5() {
-    let golden = Tensors::open("qwen3_tiny/golden.safetensors");
-    let executor = tiny::qwen3();
-    let program = program(executor.model().units.len());
-    for (name, batch) in layouts() {
-        let contexts = [context(&batch, HeadOutput::Loss)];
-        let gradients = executor.gradients(&program, &contexts, batch.valid_tokens).unwrap();
-        let parameters = executor.model().parameters();
-        assert_eq!(
-            parameters.len(),
-            golden.names().filter(|name| name.starts_with("grad.")).count()
-        );
-        let mut largest = (0.0, String::new());
-        for ParameterSpec { name: parameter, shape } in parameters {
-            let gradient = gradients.get(&parameter).expect("a gradient of each parameter");
-            let (theirs, gradient) =
-                named(&Qwen3Config::NAMES, &parameter, &shape, &values(gradient));
-            let difference = relative(&gradient, &golden.floats(&format!("grad.{theirs}")));
-            assert!(difference < 1e-5, "{name}, {parameter}: {difference:e}");
-            if difference > largest.0 {
-                largest = (difference, parameter);
+    for model in &MODELS {
+        let golden = model.tensors();
+        let wanted = golden.names().filter(|name| name.starts_with("grad.")).count();
+        let executor = (model.executor)();
+        let program = program(executor.model().units.len());
+        for (name, batch) in model.layouts() {
+            let contexts = [context(&batch, HeadOutput::Loss)];
+            let gradients = executor.gradients(&program, &contexts, batch.valid_tokens).unwrap();
+            let theirs = |spec: ParameterSpec| {
+                let gradient = gradients.get(&spec.name).expect("a gradient of each parameter");
+                named(&model.names, &spec.name, &spec.shape, &values(gradient))
+            };
+            let theirs: Vec<_> =
+                executor.model().parameters().into_iter().flat_map(theirs).collect();
+            assert_eq!(theirs.len(), wanted);
+            let mut largest = (0.0, "");
+            for (tensor, gradient) in &theirs {
+                let difference = relative(gradient, &golden.floats(&format!("grad.{tensor}")));
+                assert!(difference < 1e-5, "{name}, {tensor}: {difference:e}");
+                if difference > largest.0 {
+                    largest = (difference, tensor);
+                }
             }
+            println!("gradients, {name}: {:.2e} of {}", largest.0, largest.1);
         }
-        println!("gradients, {name}: {:.2e} of {}", largest.0, largest.1);
+    }
+}
+
+/// The tokens of each expert of each layer.
+fn loads(executor: &Executor, tokens: &[i64]) -> Vec<Vec<usize>> {
+    let context = context(&batch(tokens.len(), tokens, tokens), HeadOutput::Logits);
+    executor.forward(&context).unwrap();
+    let mut loads = vec![vec![]; 2];
+    context.expert_loads().into_iter().for_each(|(layer, _, count)| loads[layer].push(count));
+    loads
+}
+
+/// What a token chooses is what its row up to it has chosen, less what the row before it has.
+#[test]
+fn every_token_chooses_the_same_experts() {
+    let (executor, golden) = (tiny::qwen3_moe(), MODELS[1].tensors());
+    let (tokens, golden) = (golden.integers("input_ids"), |layer: usize, what: &str| {
+        golden.integers(&format!("router.model.layers.{layer}.mlp.gate.{what}"))
+    });
+    let mut chosen = vec![vec![]; 2];
+    let mut all = vec![vec![0; 8]; 2];
+    for row in tokens.chunks_exact(SEQ) {
+        let mut before = vec![vec![0; 8]; 2];
+        for end in 1..=SEQ {
+            let loads = loads(&executor, &row[..end]);
+            for (layer, (loads, before)) in loads.iter().zip(&before).enumerate() {
+                for (expert, (load, before)) in loads.iter().zip(before).enumerate() {
+                    chosen[layer].extend(vec![expert as i64; load - before]);
+                }
+            }
+            before = loads;
+        }
+        for (all, row) in all.iter_mut().flatten().zip(before.iter().flatten()) {
+            *all += *row as i64;
+        }
+    }
+    for layer in 0..2 {
+        assert_eq!(chosen[layer], golden(layer, "indices"), "layer {layer}");
+        assert_eq!(all[layer], golden(layer, "tokens_per_expert"), "layer {layer}");
     }
 }
 

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use burn_titan_core::metrics::memory_use;
 use burn_titan_core::model::{Model, ModelFamily};
-use burn_titan_models::llama3::hf::{hf_name, parameter_shapes};
-use burn_titan_models::{Llama3, LlamaConfig};
+use burn_titan_models::hf::HuggingFace;
+use burn_titan_models::{Llama3, LlamaConfig, Qwen3Moe, Qwen3MoeConfig};
 use serde_json::{Map, json};
 
 const PUBLISHED: [(&str, u64); 6] = [
@@ -15,6 +15,14 @@ const PUBLISHED: [(&str, u64); 6] = [
     ("8b", 8_030_261_248),
     ("70b", 70_553_706_496),
     ("405b", 405_853_388_800),
+];
+
+/// With experts: all parameters, as the safetensors of the published models count them, and those that a token meets,
+/// which are published as 3.3 and 22 billion.
+const WITH_EXPERTS: [(&str, u64, f64); 3] = [
+    ("debug", 17_580_080, 6_963_200.0),
+    ("30b-a3b", 30_532_122_624, 3_353_032_704.0),
+    ("235b-a22b", 235_093_634_560, 22_190_763_520.0),
 ];
 
 fn build(flavor: &str, tied: Option<bool>) -> Model {
@@ -49,6 +57,26 @@ fn every_flavor_has_its_published_size_and_the_largest_costs_nothing() {
             same_names_and_shapes(flavor, tied);
         }
     }
+    models_with_experts();
+}
+
+fn models_with_experts() {
+    let family = Qwen3Moe::default();
+    assert_eq!(family.flavors(), WITH_EXPERTS.map(|(flavor, ..)| flavor));
+    for (flavor, count, active) in WITH_EXPERTS {
+        let config = family.resolve(flavor, &Map::new()).unwrap();
+        let model = family.build(&config, "fused").unwrap();
+        assert_eq!(model.parameter_count(), count, "{flavor}");
+        let met: f64 = model.units.iter().map(|unit| model.active_elements(&**unit)).sum();
+        assert_eq!(met, active, "{flavor}");
+        let config: Qwen3MoeConfig = serde_json::from_value(config).unwrap();
+        assert_eq!(config.parameter_count(), count, "{flavor}");
+        let shapes = config.parameter_shapes();
+        let names = shapes.iter().map(|(name, shape)| Qwen3MoeConfig::NAMES.hf_names(name, shape));
+        let names: Vec<String> = names.flat_map(|names| names.expect("a place")).collect();
+        let block = 6 + 2 + 1 + 3 * config.n_experts;
+        assert_eq!(names.len(), 3 + config.n_layers * block, "{flavor}");
+    }
 }
 
 /// The modules have the parameters that the Hugging Face side knows of, and no others.
@@ -58,8 +86,9 @@ fn same_names_and_shapes(flavor: &str, tied: bool) {
     assert_eq!(config.tie_embeddings, tied);
     let specs: Vec<_> =
         model.parameters().into_iter().map(|spec| (spec.name, spec.shape)).collect();
-    assert_eq!(specs, parameter_shapes(&config), "{flavor}, tied: {tied}");
-    assert!(specs.iter().all(|(name, _)| hf_name(name).is_some()));
+    assert_eq!(specs, config.parameter_shapes(), "{flavor}, tied: {tied}");
+    let hf_names = |(name, shape): &(String, Vec<usize>)| LlamaConfig::NAMES.hf_names(name, shape);
+    assert!(specs.iter().all(|spec| hf_names(spec).is_some_and(|names| names.len() == 1)));
     assert_eq!(model.parameter_count(), config.parameter_count());
     let head = specs.iter().any(|(name, _)| name == "output.weight");
     assert_eq!(head, !tied, "{flavor}");

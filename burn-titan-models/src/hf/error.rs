@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use burn_titan_core::checkpoint::TensorError;
+use burn_titan_core::checkpoint::{HostDtype, TensorError};
 use burn_titan_core::hf::HfError;
 
 /// What can be wrong with a model from Hugging Face, or with one that is to become one.
@@ -40,6 +40,22 @@ pub enum ModelFolderError {
         /// The shape that follows from the config.
         expected: Vec<usize>,
     },
+    /// The matrices of a layer's experts are of several element types.
+    #[error(
+        "{}: tensor `{name}` is of {found}, but those of the experts before it are of {expected}: store all experts in \
+         one element type",
+        folder.display()
+    )]
+    ElementType {
+        /// The folder.
+        folder: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its element type.
+        found: HostDtype,
+        /// That of the first expert.
+        expected: HostDtype,
+    },
     /// The folder holds a tensor that the model has no place for.
     #[error(
         "{}: tensor `{name}` is no part of a {model} model of this config: use the config.json that \
@@ -67,6 +83,17 @@ pub enum ModelFolderError {
     /// A parameter was not given.
     #[error("parameter `{name}` of the {model} model is missing: give all of them")]
     MissingParameter {
+        /// The parameter.
+        name: String,
+        /// The family.
+        model: &'static str,
+    },
+    /// A parameter has values, but no tensor at Hugging Face: what is written would not compute the same.
+    #[error(
+        "parameter `{name}` is not 0, but a {model} model of Hugging Face has no tensor for it, and would choose other \
+         experts: train with `model.overrides.load_balance_rate: 0` to write such a folder"
+    )]
+    NoTensor {
         /// The parameter.
         name: String,
         /// The family.

@@ -1,15 +1,22 @@
 //! Hugging Face folders of any family: names, layouts, `config.json`.
 //!
-//! Tensors have other names there ([`Names`]). Linear weights are `[out, in]` there and `[in, out]` here, as Burn's
-//! `Linear` has them, so they are transposed. RoPE is half-split in both, so query and key rows keep their order.
+//! Tensors have other names there ([`Names`]), and what is one tensor here may be several there, or a part of one. Linear
+//! weights are `[out, in]` there and `[in, out]` here, as Burn's `Linear` has them, so they are transposed. RoPE is
+//! half-split in both, so query and key rows keep their order.
 
 mod config_json;
 mod error;
 mod names;
+mod tensors;
+#[cfg(test)]
+mod tests;
 
 pub use config_json::{Keys, dtype_name, rope_parameters};
 pub use error::ModelFolderError;
-pub use names::{ATTENTION, FEED_FORWARD, NORMS, Names, Pairs, QUERY_KEY_NORMS, is_linear};
+pub use names::{
+    ATTENTION, EXPERTS, FEED_FORWARD, NORMS, Names, Pairs, QUERY_KEY_NORMS, Theirs, UNBALANCED,
+};
+pub use tensors::HfTensors;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -43,53 +50,6 @@ pub trait HuggingFace: ModelConfig {
     fn parameter_shapes(&self) -> Vec<(String, Vec<usize>)>;
 }
 
-impl Names {
-    /// Reads one of our parameters from a Hugging Face folder: `[in, out]` for linear weights, in the
-    /// element type that is stored.
-    ///
-    /// # Errors
-    /// [`ModelFolderError`] where the tensor is missing or has another shape than `shape`, which is ours.
-    pub fn read_parameter(
-        &self,
-        folder: &HfFolder,
-        name: &str,
-        shape: &[usize],
-    ) -> Result<HostTensor, ModelFolderError> {
-        let hf_name = self.hf_name(name).ok_or_else(|| self.unknown(name))?;
-        let view = folder.view(&hf_name)?;
-        let mut expected = shape.to_vec();
-        if is_linear(name) {
-            expected.reverse();
-        }
-        if view.shape != expected {
-            return Err(ModelFolderError::Shape {
-                folder: folder.path().to_path_buf(),
-                name: hf_name,
-                found: view.shape.to_vec(),
-                expected,
-            });
-        }
-        let tensor = view.to_tensor().renamed(name);
-        Ok(if is_linear(name) { tensor.transposed()? } else { tensor })
-    }
-
-    /// One of our parameters, under its Hugging Face name and in that layout.
-    ///
-    /// # Errors
-    /// [`ModelFolderError::Name`] where it is not a parameter of the family.
-    pub fn to_hf(&self, parameter: HostTensor) -> Result<HostTensor, ModelFolderError> {
-        let name = parameter.name();
-        let hf_name = self.hf_name(name).ok_or_else(|| self.unknown(name))?;
-        let linear = is_linear(name);
-        let parameter = if linear { parameter.transposed()? } else { parameter };
-        Ok(parameter.renamed(hf_name))
-    }
-
-    fn unknown(&self, name: &str) -> ModelFolderError {
-        ModelFolderError::Name { name: name.into(), model: self.model }
-    }
-}
-
 /// Reads the config of a Hugging Face folder.
 ///
 /// # Errors
@@ -109,8 +69,8 @@ pub fn read_parameters<'a, C: HuggingFace>(
 ) -> Result<impl Iterator<Item = Result<HostTensor, ModelFolderError>> + use<'a, C>, ModelFolderError>
 {
     let shapes = config.parameter_shapes();
-    let known: BTreeSet<String> =
-        shapes.iter().filter_map(|(name, _)| C::NAMES.hf_name(name)).collect();
+    let stored = |(name, shape): &(String, Vec<usize>)| C::NAMES.stored(folder, name, shape);
+    let known: BTreeSet<String> = shapes.iter().filter_map(stored).flatten().collect();
     let unknown = |name: &&str| !known.contains(*name) && !is_harmless(name);
     if let Some(name) = folder.names().find(unknown) {
         let (folder, name) = (folder.path().to_path_buf(), name.to_string());
@@ -120,11 +80,12 @@ pub fn read_parameters<'a, C: HuggingFace>(
 }
 
 /// Writes a Hugging Face folder of our `parameters`, which must be exactly those of
-/// [`HuggingFace::parameter_shapes`], in any order, and are taken one at a time, with `extras`.
+/// [`HuggingFace::parameter_shapes`], in any order, and are taken one at a time, with `extras`. Of experts, each has
+/// tensors of its own, as in the folders that were published.
 ///
 /// # Errors
-/// [`ModelFolderError`] where a parameter is missing, unknown or of the wrong shape, or where the disk
-/// refuses. Nothing is left behind then.
+/// [`ModelFolderError`] where a parameter is missing, unknown, of the wrong shape or without a place at Hugging Face,
+/// or where the disk refuses. Nothing is left behind then.
 pub fn write_folder<C: HuggingFace, E: From<ModelFolderError>>(
     path: &Path,
     config: &C,
@@ -155,7 +116,9 @@ pub fn write_folder<C: HuggingFace, E: From<ModelFolderError>>(
                 writer.insert(created.map_err(ModelFolderError::from)?)
             }
         };
-        writer.write(C::NAMES.to_hf(parameter)?).map_err(ModelFolderError::from)?;
+        for tensor in C::NAMES.to_hf(parameter)? {
+            writer.write(tensor?).map_err(ModelFolderError::from)?;
+        }
     }
     let (Some(writer), None) = (writer, missing.keys().next()) else {
         let name = missing.keys().next().cloned().unwrap_or_default();
