@@ -5,6 +5,7 @@ use burn_titan_core::model::Registry;
 use burn_titan_core::trainer::{TrainError, open_device};
 use burn_titan_kernels::device::matmul_tflops;
 use burn_titan_parallel::launch::{self, Flags, Place, Variables};
+use burn_titan_parallel::nccl;
 
 use crate::output;
 
@@ -23,9 +24,14 @@ pub fn print(registry: &Registry) -> Result<(), TrainError> {
                     if bf16 { ", bfloat16" } else { "" },
                     matmul_tflops(&device)
                 ))?;
+                describe(kind)?;
             }
         }
     }
+    output::line(&match nccl::version() {
+        Ok(version) => format!("nccl   yes  NCCL {version}"),
+        Err(error) => format!("nccl   no   {error}"),
+    })?;
     let place = launch::read(&Flags::default(), &Variables::of_process());
     output::line(&match place {
         Ok(Place::Rank(rank)) => format!("launch: {rank}"),
@@ -42,4 +48,16 @@ pub fn print(registry: &Registry) -> Result<(), TrainError> {
         }
     }
     Ok(())
+}
+
+/// What a device was found with.
+fn describe(kind: DeviceKind) -> Result<(), TrainError> {
+    match kind {
+        #[cfg(feature = "cuda")]
+        DeviceKind::Cuda => {
+            let found = burn_titan_kernels::device::cuda_found()?;
+            output::line(&format!("            {found}"))
+        }
+        _ => Ok(()),
+    }
 }

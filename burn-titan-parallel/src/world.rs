@@ -25,6 +25,7 @@ pub struct World {
     engine: Engine,
     /// How long an operation waits for a peer.
     timeout: Duration,
+    local_rank: usize,
     trace: Trace,
     /// The GPU whose memory goes by NCCL.
     #[cfg(feature = "nccl")]
@@ -67,7 +68,8 @@ impl World {
         if launch.world_size == 1 {
             return Ok(Self::alone());
         }
-        Ok(Self::over(Arc::new(join::links(launch, options)?), options.timeout))
+        let world = Self::over(Arc::new(join::links(launch, options)?), options.timeout);
+        Ok(Self { local_rank: launch.local_rank, ..world })
     }
 
     /// A rank that reaches the others over `links`.
@@ -86,7 +88,8 @@ impl World {
         let WorldOptions { timeout, join_timeout, .. } = *options;
         let config = MpiConfig { timeout, join_timeout, limit: MpiConfig::LIMIT };
         let joined = MpiWorld::init(config).and_then(|world| world.check(launch).map(|()| world));
-        joined.map(Self::of_mpi).map_err(MpiError::into_join_error)
+        let joined = joined.map(Self::of_mpi).map_err(MpiError::into_join_error)?;
+        Ok(Self { local_rank: launch.local_rank, ..joined })
     }
 
     /// As with the feature `mpi`, without which it refuses.
@@ -109,6 +112,7 @@ impl World {
         Self {
             engine,
             timeout,
+            local_rank: 0,
             trace: Trace::default(),
             #[cfg(feature = "nccl")]
             nccl: None,
@@ -143,6 +147,12 @@ impl World {
             #[cfg(feature = "mpi")]
             Engine::Mpi(world) => world.rank(),
         }
+    }
+
+    /// This rank among the processes of its host: which device it takes. 0 for a rank alone, and for threads of one
+    /// process.
+    pub fn local_rank(&self) -> usize {
+        self.local_rank
     }
 
     /// Ranks in the world.

@@ -42,6 +42,8 @@ pub fn flex() -> Device {
 pub fn wgpu() -> Result<Device, DeviceError> {
     use burn::tensor::DeviceType;
     use burn_cubecl::CubeDevice;
+    #[cfg(feature = "tuned")]
+    keep_compiled_kernels();
     let (devices, kinds): (Vec<Device>, Vec<_>) = Device::enumerate(DeviceType::Wgpu)
         .into_iter()
         .filter_map(|device| match device.as_dispatch() {
@@ -134,82 +136,92 @@ pub fn wgpu() -> Result<Device, DeviceError> {
     ))
 }
 
-/// The first NVIDIA GPU.
+/// The NVIDIA GPU of a rank that is the `local_rank`-th of its host, from 0, among those that the driver
+/// shows this process (`CUDA_VISIBLE_DEVICES`); where there are fewer GPUs than ranks, ranks share them. Also
+/// a notice for the user in that case.
 ///
 /// # Errors
-/// If the machine has no driver, no GPU that the driver can use, or no NVRTC to compile kernels.
+/// If the machine has no driver, no GPU that the driver can use, no NVRTC to compile kernels, no headers for
+/// it, or versions that do not go together: [`CudaError`](crate::cuda_probe::CudaError) says which.
 #[cfg(feature = "cuda")]
-pub fn cuda() -> Result<Device, DeviceError> {
-    // CubeCL panics where one of these is missing, so they are looked for first.
-    cuda_probe::driver()?;
-    cuda_probe::compiler()?;
-    Ok(Device::cuda(0_usize))
+pub fn cuda_of_rank(local_rank: usize) -> Result<(Device, Option<String>), DeviceError> {
+    let found = crate::cuda_probe::probe().map_err(|error| DeviceError(error.to_string()))?;
+    let gpu = crate::cuda_probe::gpu_of(local_rank, found.gpus);
+    let notice = (local_rank >= found.gpus).then(|| {
+        format!(
+            "local rank {local_rank} takes GPU {gpu}, which it may share: this process sees {} of them",
+            found.gpus
+        )
+    });
+    #[cfg(feature = "tuned")]
+    keep_compiled_kernels();
+    Ok((Device::cuda(gpu), notice))
 }
 
-#[cfg(feature = "cuda")]
-mod cuda_probe {
-    use libloading::Library;
-
-    use super::DeviceError;
-
-    const DRIVER: &str = if cfg!(windows) { "nvcuda.dll" } else { "libcuda.so.1" };
-
-    /// Whether the driver is there and counts a GPU.
-    pub(super) fn driver() -> Result<(), DeviceError> {
-        let missing = |what: &str| {
-            DeviceError(format!(
-                "{what}: install NVIDIA's driver (`nvidia-smi` shows whether it works), or use the \
-                 device `flex`"
-            ))
-        };
-        // SAFETY: the driver's library is loaded as every CUDA program loads it, and both functions
-        // have had these signatures since CUDA 2.
-        unsafe {
-            let library = Library::new(DRIVER)
-                .map_err(|_| missing(&format!("the CUDA driver ({DRIVER}) was not found")))?;
-            let call = |code: i32, what: &str| match code {
-                0 => Ok(()),
-                code => Err(missing(&format!("{what} failed with CUDA error {code}"))),
-            };
-            let init = library.get::<unsafe extern "C" fn(u32) -> i32>(b"cuInit\0");
-            let init = init.map_err(|_| missing("the CUDA driver is broken (no cuInit)"))?;
-            call(init(0), "starting the CUDA driver")?;
-            let count = library.get::<unsafe extern "C" fn(*mut i32) -> i32>(b"cuDeviceGetCount\0");
-            let count = count.map_err(|_| missing("the CUDA driver is broken"))?;
-            let mut gpus = 0;
-            call(count(&mut gpus), "counting the GPUs")?;
-            if gpus < 1 { Err(missing("the CUDA driver sees no GPU")) } else { Ok(()) }
-        }
-    }
-
-    /// Whether NVRTC, which compiles the kernels, is there.
-    pub(super) fn compiler() -> Result<(), DeviceError> {
-        if cfg!(windows) {
-            return Ok(()); // Its name there holds the version; CubeCL looks for it itself.
-        }
-        let names = ["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2"];
-        // SAFETY: loading NVRTC runs nothing but its initialisers.
-        if names.iter().any(|name| unsafe { Library::new(name) }.is_ok()) {
-            return Ok(());
-        }
-        Err(DeviceError(
-            "NVRTC (libnvrtc.so), which compiles the kernels, was not found: install the CUDA \
-             toolkit of your driver, or use the device `flex`"
-                .into(),
-        ))
-    }
-}
-
-/// The first NVIDIA GPU.
+/// The NVIDIA GPU of a rank.
 ///
 /// # Errors
 /// Always: the build has no CUDA.
 #[cfg(not(feature = "cuda"))]
-pub fn cuda() -> Result<Device, DeviceError> {
+pub fn cuda_of_rank(_: usize) -> Result<(Device, Option<String>), DeviceError> {
     Err(DeviceError(
         "this build has no CUDA: build with `--features cuda`, or use the device `flex` or `wgpu`"
             .into(),
     ))
+}
+
+/// The first NVIDIA GPU.
+///
+/// # Errors
+/// As [`cuda_of_rank`].
+pub fn cuda() -> Result<Device, DeviceError> {
+    cuda_of_rank(0).map(|(device, _)| device)
+}
+
+/// What the machine has for CUDA, on one line.
+///
+/// # Errors
+/// As [`cuda_of_rank`].
+#[cfg(feature = "cuda")]
+pub fn cuda_found() -> Result<String, DeviceError> {
+    let found = crate::cuda_probe::probe().map_err(|error| DeviceError(error.to_string()))?;
+    Ok(found.to_string())
+}
+
+/// Has CubeCL keep what it compiles and tunes for later runs, and for the other ranks of this host: in
+/// `~/.cache/cubecl` (or below `XDG_CACHE_HOME`), unless a `cubecl.toml` says another place. Before the first use of
+/// a device; later it does nothing.
+#[cfg(all(feature = "tuned", feature = "cube"))]
+fn keep_compiled_kernels() {
+    use burn_cubecl::cubecl::config::cache::CacheConfig;
+    use burn_cubecl::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
+    let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
+    config.compilation.cache = true;
+    // The default is a folder `target` below the current one, if that is a crate's.
+    if matches!(config.environment.path, CacheConfig::Target) {
+        config.environment.path = CacheConfig::Global;
+    }
+    CubeClRuntimeConfig::try_set(config);
+}
+
+/// Memory of a device, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceMemoryUse {
+    /// In use now, by all processes. What CubeCL holds for later counts.
+    pub in_use: u64,
+    /// All that it has.
+    pub total: u64,
+}
+
+/// The memory of a GPU; `None` for devices other than CUDA's, which do not tell.
+pub fn memory(device: &Device) -> Option<DeviceMemoryUse> {
+    #[cfg(feature = "cuda")]
+    return crate::device_memory::cuda_index(device).and_then(crate::cuda_probe::memory);
+    #[cfg(not(feature = "cuda"))]
+    {
+        let _ = device;
+        None
+    }
 }
 
 /// Whether the device is flex, the native CPU backend, with or without autodiff.

@@ -20,6 +20,8 @@ pub mod bucket;
 pub mod cross_entropy;
 #[cfg(feature = "cube")]
 mod cube;
+#[cfg(any(feature = "cuda", test))]
+pub mod cuda_probe;
 pub mod device;
 #[cfg(feature = "cuda")]
 pub mod device_memory;

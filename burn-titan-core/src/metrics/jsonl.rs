@@ -31,7 +31,8 @@ pub struct StepMetrics {
     /// Model FLOPs utilisation: `tflops` over the device's peak, from 0 to 1.
     #[serde(deserialize_with = "number_or_null")]
     pub mfu: f64,
-    /// Peak memory, in GiB.
+    /// Peak memory, in GiB: of the GPU on CUDA (all that was seen in use on it after a step, by any process), else
+    /// the resident memory of the process.
     #[serde(deserialize_with = "number_or_null")]
     pub memory_gib: f64,
     /// Time the step waited for data, in seconds.

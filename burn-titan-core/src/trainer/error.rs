@@ -1,6 +1,6 @@
 //! What stops a run.
 
-use burn_titan_kernels::device::DeviceError;
+use burn_titan_kernels::device::{DeviceError, DeviceMemoryUse};
 use burn_titan_parallel::check::CheckError;
 use burn_titan_parallel::context_parallel::TooShort;
 use burn_titan_parallel::host::tcp::JoinError;
@@ -192,6 +192,49 @@ pub enum TrainError {
         /// Its exit code.
         code: u8,
     },
+    /// The device has no memory left.
+    #[error(
+        "the device `{}` is out of memory{}{}: lower training.local_batch_size or training.seq_len, set activation_checkpoint.mode=full, or share the model among more ranks (`burn-titan plan` says what a step takes)",
+        name(.device),
+        match .asked { 0 => String::new(), asked => format!(": {:.1} MiB were asked for", mib(*asked)) },
+        .memory.map_or(String::new(), |memory| format!(
+            "; of {:.1} MiB {:.1} MiB are free",
+            mib(memory.total),
+            mib(memory.total.saturating_sub(memory.in_use))
+        ))
+    )]
+    OutOfMemory {
+        /// The device.
+        device: DeviceKind,
+        /// Bytes that there were not; 0 where they are not known.
+        asked: u64,
+        /// What the device has, where it tells.
+        memory: Option<DeviceMemoryUse>,
+    },
+    /// Two runs that should have the same losses have not.
+    #[error(
+        "step {step}: the losses of the two runs differ by {difference:.2e}, and may by {within:.2e}"
+    )]
+    Differ {
+        /// The step whose losses differ most.
+        step: u64,
+        /// By how much, relative to the first run's.
+        difference: f64,
+        /// The most that they may.
+        within: f64,
+    },
+    /// Kernels give wrong results.
+    #[error(
+        "{failed} of {checked} checks of kernels failed on the device {device}: what it computes is wrong; another driver may help, please report the lines marked FAIL"
+    )]
+    Kernels {
+        /// The device.
+        device: String,
+        /// Checks that failed.
+        failed: usize,
+        /// Checks that were made.
+        checked: usize,
+    },
     /// Standard output cannot be written.
     #[error("standard output: {0}")]
     Output(std::io::Error),
@@ -246,6 +289,7 @@ impl TrainError {
             Self::Ranks { code, .. } => *code,
             Self::NonFinite(_) | Self::DataEnded { .. } | Self::Program(_) => 1,
             Self::Save(_) | Self::Record(_) | Self::Busy { .. } => 1,
+            Self::Kernels { .. } | Self::Differ { .. } | Self::OutOfMemory { .. } => 1,
             Self::Data(DataError::Panicked { .. } | DataError::Thread(_) | DataError::Stopped) => 1,
             Self::Checkpoint(CheckpointError::Busy { .. }) => 1,
             Self::Checkpoint(CheckpointError::File(FileError::DiskFull { .. }))
@@ -254,6 +298,10 @@ impl TrainError {
             _ => 2,
         }
     }
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / (1u64 << 20) as f64
 }
 
 fn gib(bytes: u64) -> f64 {
@@ -272,6 +320,19 @@ fn name(choice: &impl serde::Serialize) -> String {
 mod tests {
     use super::*;
     use crate::checkpoint::ExchangeError;
+
+    #[test]
+    fn want_of_memory_says_what_to_lower() {
+        let memory = Some(DeviceMemoryUse { in_use: 79 << 30, total: 80 << 30 });
+        let error = TrainError::OutOfMemory { device: DeviceKind::Cuda, asked: 3 << 29, memory };
+        let message = error.to_string();
+        let begins = "the device `cuda` is out of memory: 1536.0 MiB were asked for; of 81920.0 MiB \
+                      1024.0 MiB are free: lower training.local_batch_size or training.seq_len, ";
+        assert!(message.starts_with(begins), "{message}");
+        assert_eq!(error.exit_code(), 1);
+        let error = TrainError::OutOfMemory { device: DeviceKind::Wgpu, asked: 0, memory: None };
+        assert!(error.to_string().starts_with("the device `wgpu` is out of memory: lower "));
+    }
 
     #[test]
     fn faults_of_the_run_are_told_from_those_of_the_input() {

@@ -4,6 +4,7 @@ mod error;
 mod fits;
 mod folder;
 mod join;
+mod memory;
 mod pipeline;
 mod prepare;
 mod report;
@@ -69,15 +70,25 @@ pub fn checkpoint_dir(config: &Config) -> PathBuf {
 /// # Errors
 /// If it is not there, or cannot compute in the format that the config asks for.
 pub fn open_device(kind: DeviceKind, compute: ComputeDtype) -> Result<Device, TrainError> {
-    let device = match kind {
-        DeviceKind::Flex => burn_titan_kernels::device::flex(),
-        DeviceKind::Wgpu => burn_titan_kernels::device::wgpu()?,
-        DeviceKind::Cuda => burn_titan_kernels::device::cuda()?,
+    Ok(open_device_of_rank(kind, compute, 0)?.0)
+}
+
+/// As [`open_device`], for the rank that is the `local_rank`-th of its host: of several GPUs it takes its own. Also
+/// a notice where there are fewer of them than ranks.
+fn open_device_of_rank(
+    kind: DeviceKind,
+    compute: ComputeDtype,
+    local_rank: usize,
+) -> Result<(Device, Option<String>), TrainError> {
+    let (device, notice) = match kind {
+        DeviceKind::Flex => (burn_titan_kernels::device::flex(), None),
+        DeviceKind::Wgpu => (burn_titan_kernels::device::wgpu()?, None),
+        DeviceKind::Cuda => burn_titan_kernels::device::cuda_of_rank(local_rank)?,
     };
     if !device.supports_dtype(compute_dtype(compute)) {
         return Err(TrainError::UnsupportedDtype { device: kind, compute });
     }
-    Ok(device)
+    Ok((device, notice))
 }
 
 pub(crate) fn compute_dtype(compute: ComputeDtype) -> DType {
@@ -99,10 +110,11 @@ pub fn train(
 ) -> Result<TrainSummary, TrainError> {
     let output_dir = output_dir(&prepared.config);
     let steps = prepared.config.training.steps as u64;
-    match Trainer::new(prepared, registry, &world)? {
+    let config = prepared.config.clone();
+    memory::explained(&config, || match Trainer::new(prepared, registry, &world)? {
         Some(trainer) => trainer.run(),
         None => Ok(TrainSummary { steps, loss: None, validation_loss: None, output_dir }),
-    }
+    })
 }
 
 struct Trainer {

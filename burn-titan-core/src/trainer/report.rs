@@ -19,6 +19,8 @@ pub(super) struct Report {
     device_peak_tflops: Option<f64>,
     /// What all devices of the run reach at best together.
     peak_tflops: Option<f64>,
+    /// The most memory of the device that was seen in use.
+    device_peak_bytes: u64,
     /// What the first rank writes, and it alone.
     records: Option<Records>,
 }
@@ -47,6 +49,7 @@ impl Report {
             flops_per_token: model.flops_per_token(config.training.seq_len),
             device_peak_tflops: config.metrics.peak_tflops,
             peak_tflops: None,
+            device_peak_bytes: 0,
             records: is_first.then(open).transpose()?,
         })
     }
@@ -70,8 +73,18 @@ impl Report {
         metrics.tokens_per_second = tokens as f64 / metrics.step_seconds;
         metrics.tflops = metrics.tokens_per_second * self.flops_per_token / 1e12;
         metrics.mfu = metrics.tflops / peak;
-        metrics.memory_gib = memory_use().map_or(0.0, |memory| memory.peak_gib());
+        metrics.memory_gib = self.peak_gib(executor);
         Ok(())
+    }
+
+    /// The most memory in use after any step so far: that of the device, by all that use it, where it has its own and
+    /// tells; else the peak of this process.
+    fn peak_gib(&mut self, executor: &Executor) -> f64 {
+        let Some(memory) = burn_titan_kernels::device::memory(executor.device()) else {
+            return memory_use().map_or(0.0, |memory| memory.peak_gib());
+        };
+        self.device_peak_bytes = self.device_peak_bytes.max(memory.in_use);
+        self.device_peak_bytes as f64 / (1u64 << 30) as f64
     }
 
     pub(super) fn step(&mut self, metrics: &StepMetrics) -> Result<(), TrainError> {

@@ -11,8 +11,8 @@ use super::pipeline::pipeline;
 use super::report::Report;
 use super::timeline::Timeline;
 use super::{
-    Prepared, TrainError, Trainer, checkpoint_dir, compute_dtype, fits, folder, open_device,
-    prepare, state,
+    Prepared, TrainError, Trainer, checkpoint_dir, compute_dtype, fits, folder,
+    open_device_of_rank, prepare, state,
 };
 use crate::checkpoint::{OneWriter, Saver, Writers};
 use crate::config::{
@@ -48,7 +48,14 @@ impl Trainer {
         world: &World,
     ) -> Result<Option<Self>, TrainError> {
         let Prepared { config, model } = prepared;
-        let device = open_device(config.training.device, config.precision.compute)?;
+        let (device, notice) = open_device_of_rank(
+            config.training.device,
+            config.precision.compute,
+            world.local_rank(),
+        )?;
+        if let Some(notice) = notice {
+            eprintln!("{notice}");
+        }
         // Where the parameters, their gradients and the optimizer's state rest.
         let home = match config.training.enable_cpu_offload {
             true => burn_titan_kernels::device::flex(),

@@ -23,6 +23,24 @@ pub fn check() -> Result<(), NcclError> {
     if unsafe { sys::is_culib_present() } { Ok(()) } else { Err(NcclError::NoLibrary) }
 }
 
+/// The version of the library.
+///
+/// # Errors
+/// If it is missing, or does not say.
+pub fn version() -> Result<String, NcclError> {
+    check()?;
+    // SAFETY: writes the number there.
+    let mut number = 0;
+    let code = unsafe { sys::ncclGetVersion(&mut number) };
+    match code {
+        // 10000 times the major version and 100 times the minor one.
+        sys::ncclResult_t::ncclSuccess => {
+            Ok(format!("{}.{}.{}", number / 10_000, number / 100 % 100, number % 100))
+        }
+        _ => Err(NcclError::NoLibrary),
+    }
+}
+
 /// A new number for a group.
 ///
 /// # Errors

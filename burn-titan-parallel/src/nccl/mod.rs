@@ -21,6 +21,24 @@ mod plan;
 /// Whether this program was built with NCCL.
 pub const BUILT: bool = cfg!(feature = "nccl");
 
+/// The version of the library, as 2.27.3.
+///
+/// # Errors
+/// If it was not found.
+#[cfg(feature = "nccl")]
+pub fn version() -> Result<String, NcclError> {
+    library::version()
+}
+
+/// As with the feature `nccl`, without which it refuses.
+///
+/// # Errors
+/// Always: the program was built without NCCL.
+#[cfg(not(feature = "nccl"))]
+pub fn version() -> Result<String, NcclError> {
+    Err(NcclError::NotBuilt)
+}
+
 #[cfg(feature = "nccl")]
 pub use communicator::{NcclCommunicator, NcclWorld};
 pub use error::NcclError;
