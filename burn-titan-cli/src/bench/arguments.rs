@@ -14,12 +14,18 @@ pub enum Bench {
     Attention(AttentionArguments),
     /// Exchanges between ranks of this host
     Collective(CollectiveArguments),
+    /// Whether two runs have the same losses
+    Compare(CompareArguments),
+    /// The linear layer to the vocabulary with its cross-entropy, forward alone and with its backward
+    Loss(LossArguments),
     /// Matrix products
     Matmul(MatmulArguments),
     /// The AdamW update, and the sum of squares that clipping takes
     Optimizer(OptimizerArguments),
     /// Training steps of a config
     Step(StepArguments),
+    /// One report of what scripts/gpu-check has measured
+    Summary(SummaryArguments),
 }
 
 /// How to measure operations.
@@ -103,6 +109,41 @@ pub struct CollectiveArguments {
     pub json: Option<PathBuf>,
 }
 
+/// Options of `bench compare`.
+#[derive(Debug, Args)]
+pub struct CompareArguments {
+    /// Output folder of a run
+    pub first: PathBuf,
+    /// Output folder of the other
+    pub second: PathBuf,
+    /// By how much the losses of a step may differ, relative to the first run's
+    #[arg(long, default_value = "1e-4", value_parser = share)]
+    pub within: f64,
+    /// Write the numbers to this file, too
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// Options of `bench loss`.
+#[derive(Debug, Args)]
+pub struct LossArguments {
+    /// Tokens, words of the vocabulary and width of the hidden states, one measurement each
+    #[arg(
+        long = "shape",
+        value_name = "TxVxD",
+        default_value = "512x2048x256,512x32000x768",
+        value_delimiter = ',',
+        value_parser = shape
+    )]
+    pub shapes: Vec<[usize; 3]>,
+    /// f32, bf16 or f16
+    #[arg(long, default_value = "f32", value_parser = dtype)]
+    pub dtype: DType,
+    /// How to measure.
+    #[command(flatten)]
+    pub measure: MeasureArguments,
+}
+
 /// Options of `bench matmul`.
 #[derive(Debug, Args)]
 pub struct MatmulArguments {
@@ -148,6 +189,13 @@ pub struct StepArguments {
     pub json: Option<PathBuf>,
 }
 
+/// Options of `bench summary`.
+#[derive(Debug, Args)]
+pub struct SummaryArguments {
+    /// The output folder of scripts/gpu-check; report.json and report.md are written there
+    pub folder: PathBuf,
+}
+
 /// Sizes stay below 2^31, so that a position or an index fits into 32 bits on every device.
 fn positive(word: &str) -> Result<usize, String> {
     match word.parse() {
@@ -167,6 +215,13 @@ fn seconds(word: &str) -> Result<f64, String> {
     match word.parse() {
         Ok(seconds) if (0.0..=1e6).contains(&seconds) => Ok(seconds),
         _ => Err("expected a number of seconds from 0 to 1000000".into()),
+    }
+}
+
+fn share(word: &str) -> Result<f64, String> {
+    match word.parse() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err("expected a number from 0 to 1".into()),
     }
 }
 

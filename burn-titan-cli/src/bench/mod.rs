@@ -10,16 +10,21 @@ mod arguments;
 mod attention;
 mod ceilings;
 mod collective;
+mod compare;
+mod loss;
 mod matmul;
 mod measure;
 mod optimizer;
 mod report;
 mod step;
+mod summary;
 
 use burn_titan_core::model::Registry;
 use burn_titan_core::trainer::TrainError;
 
 pub use arguments::Bench;
+pub use measure::name_of;
+pub use report::write_json;
 
 use crate::output;
 
@@ -27,9 +32,12 @@ pub fn run(registry: &Registry, subject: &Bench) -> Result<(), TrainError> {
     let json = match subject {
         Bench::Attention(arguments) => &arguments.measure.json,
         Bench::Collective(arguments) => &arguments.json,
+        Bench::Compare(arguments) => &arguments.json,
+        Bench::Loss(arguments) => &arguments.measure.json,
         Bench::Matmul(arguments) => &arguments.measure.json,
         Bench::Optimizer(arguments) => &arguments.measure.json,
         Bench::Step(arguments) => &arguments.json,
+        Bench::Summary(_) => &None,
     };
     if let Some(path) = json {
         output::check_folder(path)?;
@@ -37,8 +45,11 @@ pub fn run(registry: &Registry, subject: &Bench) -> Result<(), TrainError> {
     match subject {
         Bench::Attention(arguments) => attention::run(arguments),
         Bench::Collective(arguments) => collective::run(arguments),
+        Bench::Compare(arguments) => compare::run(arguments),
+        Bench::Loss(arguments) => loss::run(arguments),
         Bench::Matmul(arguments) => matmul::run(arguments),
         Bench::Optimizer(arguments) => optimizer::run(arguments),
         Bench::Step(arguments) => step::run(registry, arguments),
+        Bench::Summary(arguments) => summary::run(arguments),
     }
 }

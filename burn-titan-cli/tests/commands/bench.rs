@@ -84,6 +84,19 @@ fn attention_counts_what_is_seen() {
     assert_eq!(flops(&["--window", "2"]), of_a_pair * 13.0);
 }
 
+/// One product of logits in the forward, three with the backward.
+#[test]
+fn loss() {
+    let (_, numbers) = quickly(&["loss", "--shape", "9x33x5", "--dtype", "bf16"]);
+    let rows = rows(&numbers);
+    assert_eq!([&rows[0]["operation"], &rows[1]["operation"]], ["forward", "forward+backward"]);
+    assert_eq!(rows[0]["sizes"], serde_json::json!({"tokens": 9, "vocab": 33, "dim": 5}));
+    let product = 2.0 * 9.0 * 33.0 * 5.0;
+    assert_eq!([number(&rows[0], "flops"), number(&rows[1], "flops")], [product, 3.0 * product]);
+    let bytes = 2.0 * (9.0 * 5.0 + 5.0 * 33.0);
+    assert_eq!([number(&rows[0], "bytes"), number(&rows[1], "bytes")], [bytes, 2.0 * bytes]);
+}
+
 #[test]
 fn optimizer() {
     let (_, numbers) = quickly(&["optimizer", "--elements", "1000"]);
