@@ -73,7 +73,14 @@ pub enum Command {
         markdown: bool,
     },
     /// Say which devices, models and formats this build and this machine have
-    Doctor,
+    Doctor {
+        /// Instead check every kernel on this device (flex, wgpu or cuda) against its reference in float64
+        #[arg(long, value_name = "DEVICE")]
+        kernels: Option<String>,
+        /// Write what the checks found to this file, too
+        #[arg(long, value_name = "FILE", requires = "kernels")]
+        json: Option<PathBuf>,
+    },
 }
 
 /// A config and changes to it.

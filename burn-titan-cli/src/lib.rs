@@ -20,6 +20,7 @@ mod bench;
 mod doctor;
 mod evaluate;
 mod generate;
+mod kernels;
 mod output;
 mod plan;
 mod rank;
@@ -77,6 +78,7 @@ fn run(registry: &Arc<Registry>, command: Command) -> Result<(), TrainError> {
         }
         Command::Bench(subject) => bench::run(registry, &subject),
         Command::Schema { markdown } => schema::print(markdown),
-        Command::Doctor => doctor::print(registry),
+        Command::Doctor { kernels: Some(device), json } => kernels::run(&device, json.as_deref()),
+        Command::Doctor { kernels: None, .. } => doctor::print(registry),
     }
 }

@@ -3,6 +3,7 @@
 mod bench;
 mod broken;
 mod convert;
+mod devices;
 mod folders;
 mod generate;
 mod limits;
