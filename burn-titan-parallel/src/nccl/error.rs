@@ -16,7 +16,7 @@ pub enum NcclError {
     NotBuilt,
     /// The library is not installed.
     #[error(
-        "NCCL (libnccl.so) was not found: install it (`libnccl2` of NVIDIA's packages), or add its folder to LD_LIBRARY_PATH, or choose comm.backend=tcp"
+        "NCCL (libnccl.so) was not found: install it (`libnccl-dev` of NVIDIA's packages; `libnccl2` alone has no file of that name), or add its folder to LD_LIBRARY_PATH, or choose comm.backend=tcp"
     )]
     NoLibrary,
     /// The device is none of NVIDIA's.
