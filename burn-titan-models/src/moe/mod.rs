@@ -7,6 +7,7 @@
 
 mod experts;
 mod router;
+mod tape;
 
 pub use experts::Experts;
 pub use router::Router;
@@ -19,6 +20,7 @@ use burn_titan_kernels::Routing;
 use crate::block::Sublayer;
 use crate::feed_forward::FeedForward;
 use crate::tape::Tape;
+use tape::Sizes;
 
 /// The sizes of a mixture.
 #[derive(Debug, Clone, PartialEq)]
@@ -92,15 +94,16 @@ pub fn role(name: &str) -> ParameterRole {
 impl Sublayer for MixtureOfExperts {
     fn forward(&self, x: Tensor<3>, context: &Context) -> Tensor<3> {
         let MoeConfig { layer, experts, routing, .. } = &self.config;
+        let shared = self.shared_experts.as_ref().map(|shared| (shared, x.clone()));
         let routed = context.experts(
-            x.clone(),
+            x,
             *layer,
             *experts,
             |tokens| self.router.forward(tokens, routing),
             |rows, counts| self.experts.forward(rows, counts),
         );
-        match &self.shared_experts {
-            Some(shared) => routed + shared.forward(x, context),
+        match shared {
+            Some((shared, x)) => routed + shared.forward(x, context),
             None => routed,
         }
     }
@@ -114,12 +117,23 @@ impl Sublayer for MixtureOfExperts {
         Some(sites)
     }
 
+    /// The graph keeps the router's scores, every row before and after its expert, and gate, up and their product.
     fn hold_forward(&self, tape: &mut Tape, dim: usize, keep: bool) -> Option<()> {
-        None
+        Sizes::new(self, tape.workload()).hold_forward(tape, keep);
+        if let Some(shared) = &self.shared_experts {
+            shared.hold_forward(tape, dim, keep)?;
+            tape.free(tape.stream(dim)); // one of the two is added to the other
+        }
+        Some(())
     }
 
     fn hold_backward(&self, tape: &mut Tape, dim: usize) -> Option<()> {
-        None
+        Sizes::new(self, tape.workload()).hold_backward(tape);
+        if let Some(shared) = &self.shared_experts {
+            shared.hold_backward(tape, dim)?;
+            tape.free(tape.stream(dim)); // one of the two gradients is added to the other
+        }
+        Some(())
     }
 
     fn shared(&self, _: &Workload) -> Option<u64> {
@@ -127,6 +141,10 @@ impl Sublayer for MixtureOfExperts {
     }
 
     fn put_off(&self, dim: usize, workload: &Workload) -> Option<u64> {
-        None
+        let shared = match &self.shared_experts {
+            Some(shared) => shared.put_off(dim, workload)?,
+            None => 0,
+        };
+        Some(Sizes::new(self, workload).put_off(workload) + shared)
     }
 }

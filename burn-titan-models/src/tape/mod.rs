@@ -91,7 +91,8 @@ impl Tape {
         self.most as u64
     }
 
-    fn is_single(&self) -> bool {
+    /// Whether the compute dtype is f32.
+    pub(crate) fn is_single(&self) -> bool {
         self.workload.compute.size() == 4
     }
 

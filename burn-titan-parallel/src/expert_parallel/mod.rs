@@ -157,7 +157,7 @@ fn places(
     let mut order = Vec::with_capacity(next);
     for expert in 0..experts {
         for (from, starts) in starts.iter().enumerate() {
-            order.extend((starts[expert]..starts[expert] + count(from, expert)));
+            order.extend(starts[expert]..starts[expert] + count(from, expert));
         }
     }
     let mut back = vec![0; next];

@@ -4,6 +4,7 @@
 mod latent;
 mod pipeline;
 mod qwen3;
+mod qwen3_moe;
 mod shared;
 mod units;
 

@@ -9,6 +9,7 @@ use burn_titan_core::model::{
 };
 use burn_titan_kernels::{inject_gradient, put_off_weights};
 use burn_titan_models::Llama3;
+use burn_titan_tests::numbers::noise;
 use burn_titan_tests::tiny;
 use serde_json::json;
 
@@ -97,8 +98,8 @@ pub(super) fn measured(
         .parameters()
         .into_iter()
         .map(|spec| {
-            let value = Tensor::<1>::ones([spec.elements()], options) * 0.01;
-            (spec.name, value)
+            let values = noise(spec.elements(), 1);
+            (spec.name, Tensor::<1>::from_data(values.as_slice(), options) * 0.1)
         })
         .collect();
     let mut value = |name: &str| values[name].clone();
@@ -108,7 +109,8 @@ pub(super) fn measured(
         true => [1, workload.stream_tokens(), dim],
         false => [workload.batch, workload.seq, dim],
     };
-    let hidden = || Tensor::<3>::ones(shape, options) * 0.5;
+    let values = noise(shape.iter().product(), 2);
+    let hidden = || Tensor::<1>::from_data(values.as_slice(), options).reshape(shape);
     let first = unit.name() == "tok_embeddings";
     let input = match first {
         true => Stream::Tokens(context.tokens.clone()),
