@@ -30,7 +30,7 @@ pub struct Plan {
     pub model: ModelSize,
     /// Ranks of the mesh.
     pub ranks: usize,
-    /// The axes that arrange the ranks, outermost first.
+    /// The axes that arrange the ranks, outermost first; behind them, where experts are dealt out, those of experts.
     pub mesh: Vec<AxisDegree>,
     /// The step.
     pub step: StepSize,
@@ -112,8 +112,9 @@ pub struct Peak {
 /// What a rank sends along an axis.
 #[derive(Debug, Clone, Serialize)]
 pub struct Traffic {
-    /// The axis: `dp_shard` (with `cp`, whose ranks share the parameters too), `dp_replicate`, `tp`, `cp`, `pp`, `norm`
-    /// (all of these, for the norm of the gradients), or `all`.
+    /// The axis: `dp_shard` (with `cp`, whose ranks share the parameters too), `ep` (where the router sends as much to
+    /// every expert), `ep_shard`, `dp_replicate`, `tp`, `cp`, `pp`, `norm` (all of these, for the norm of the gradients),
+    /// or `all`.
     pub axis: String,
     /// Ranks that exchange.
     pub ranks: usize,
@@ -209,7 +210,7 @@ pub fn plan(prepared: &Prepared, ranks: usize) -> Result<Plan, TrainError> {
             units: model.units.len(),
         },
         ranks,
-        mesh: Axis::ALL.into_iter().map(|axis| axis_degree(&mesh, axis)).collect(),
+        mesh: axes(&mesh),
         step: StepSize {
             micro_batches,
             sequences: training.local_batch_size,
@@ -226,6 +227,13 @@ pub fn plan(prepared: &Prepared, ranks: usize) -> Result<Plan, TrainError> {
     })
 }
 
+/// All axes; those of experts where these are dealt out.
+fn axes(mesh: &Mesh) -> Vec<AxisDegree> {
+    let dealt = mesh.degree(Axis::Expert) > 1;
+    let experts = [Axis::Expert, Axis::ExpertShard].into_iter().filter(|_| dealt);
+    Axis::ALL.into_iter().chain(experts).map(|axis| axis_degree(mesh, axis)).collect()
+}
+
 fn axis_degree(mesh: &Mesh, axis: Axis) -> AxisDegree {
     let purpose = match axis {
         Axis::Pipeline => "each has some of the units",
@@ -235,7 +243,8 @@ fn axis_degree(mesh: &Mesh, axis: Axis) -> AxisDegree {
         }
         Axis::Context => "share each sequence",
         Axis::Tensor => "share each matrix product",
-        Axis::Expert | Axis::ExpertShard => "share the experts",
+        Axis::Expert => "have all experts together, some each; of dp_shard, cp and tp",
+        Axis::ExpertShard => "share the parameters of the same experts",
     };
     AxisDegree { axis: axis.to_string(), degree: mesh.degree(axis), purpose }
 }

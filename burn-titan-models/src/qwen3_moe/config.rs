@@ -79,7 +79,7 @@ impl ModelConfig for Qwen3MoeConfig {
                 n_experts: 8,
                 top_k: 2,
                 expert_dim: 384,
-                load_balance_rate: 1e-3,
+                load_balance_rate: 1e-2,
                 vocab_size: 2048,
                 max_seq_len: 2048,
                 ..published

@@ -162,7 +162,7 @@ fn experts_move_between_ranks() {
                     a.iter().zip(b.iter()).filter(|(tensor, _)| is_bias(tensor))
                 {
                     let moved = a.iter().zip(b).map(|(a, b)| (a - b).abs());
-                    assert!(moved.into_iter().all(|moved| moved < 1.001e-3), "{name}");
+                    assert!(moved.into_iter().all(|moved| moved < 1.001e-2), "{name}");
                     assert!(a.iter().any(|bias| *bias != 0.0), "{name}");
                 }
                 a.retain(|tensor| !is_bias(tensor));

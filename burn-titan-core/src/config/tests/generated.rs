@@ -36,9 +36,12 @@ fn the_schema_file_is_fresh() {
 
 #[test]
 fn the_bundled_configs_are_valid() {
-    for name in
-        ["configs/llama3_debug.yaml", "configs/llama3_wgpu_ci.yaml", "configs/qwen3_debug.yaml"]
-    {
+    for name in [
+        "configs/llama3_debug.yaml",
+        "configs/llama3_wgpu_ci.yaml",
+        "configs/qwen3_debug.yaml",
+        "configs/qwen3_moe_debug.yaml",
+    ] {
         let (path, text) = repository_file(name);
         assert!(!text.is_empty(), "{}", path.display());
         let schema = "# yaml-language-server: $schema=../docs/config.schema.json\n";
