@@ -102,9 +102,11 @@ impl<C: HuggingFace> ModelFamily for Family<C> {
     }
 
     fn recognises(&self, hf_config: &Value) -> bool {
-        let is_it = |name: &Value| name == C::ARCHITECTURE;
-        hf_config["architectures"].as_array().is_some_and(|list| list.iter().any(is_it))
-            || hf_config["model_type"] == C::MODEL_TYPE
+        hf::architectures::<C>().any(|(architecture, model_type)| {
+            let is_it = |name: &Value| name == architecture;
+            hf_config["architectures"].as_array().is_some_and(|list| list.iter().any(is_it))
+                || hf_config["model_type"] == model_type
+        })
     }
 
     fn config_from_hf(&self, folder: &HfFolder) -> Result<Value, ModelError> {

@@ -31,6 +31,7 @@ pub mod rotary;
 pub mod tape;
 
 pub use attention::{Attention, AttentionConfig, FusedAttention};
+pub use deepseek_v3::{DeepSeekV3, DeepSeekV3Config};
 pub use llama3::{Llama3, LlamaConfig};
 pub use qwen3::{Qwen3, Qwen3Config};
 pub use qwen3_moe::{Qwen3Moe, Qwen3MoeConfig};
@@ -39,5 +40,9 @@ use burn_titan_core::model::Registry;
 
 /// All families of this crate.
 pub fn registry() -> Registry {
-    Registry::default().with(Llama3::default()).with(Qwen3::default()).with(Qwen3Moe::default())
+    Registry::default()
+        .with(Llama3::default())
+        .with(Qwen3::default())
+        .with(Qwen3Moe::default())
+        .with(DeepSeekV3::default())
 }

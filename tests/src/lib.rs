@@ -2,7 +2,6 @@
 //!
 //! - [`golden`]: the reference numbers in `tests/golden`;
 //! - [`tiny`]: the golden models on the executor, and micro-batches made by hand;
-//! - [`latent`]: a family of models with the latent attention of DeepSeek;
 //! - [`numbers`]: seeded noise, tensors from slices and back, comparisons;
 //! - [`runs`]: small training runs in temporary folders, and what they left;
 //! - [`counting`]: an allocator that counts;
@@ -10,7 +9,6 @@
 
 pub mod counting;
 pub mod golden;
-pub mod latent;
 pub mod numbers;
 pub mod reference;
 pub mod runs;

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use burn_titan_core::checkpoint::TensorFile;
 use burn_titan_core::metrics::{StepMetrics, read_metrics};
-use burn_titan_core::model::Registry;
 use burn_titan_core::trainer::{TrainError, TrainSummary, prepare, train};
 use burn_titan_parallel::World;
 use tempfile::TempDir;
@@ -53,21 +52,15 @@ pub fn repository() -> &'static Path {
 /// A run in a temporary folder of its own, which goes with the value.
 pub struct Run {
     folder: TempDir,
-    registry: fn() -> Registry,
 }
 
 impl Run {
     /// Writes `config` to the run's folder, with `HERE` and `DATA` replaced as in [`SMALL`].
     pub fn new(config: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        let run = Self { folder, registry: burn_titan_models::registry };
+        let run = Self { folder };
         run.write("run.yaml", run.placed(config).as_bytes());
         run
-    }
-
-    /// With the models of this registry.
-    pub fn with_registry(self, registry: fn() -> Registry) -> Self {
-        Self { registry, ..self }
     }
 
     /// `text` with `HERE` and `DATA` replaced.
@@ -96,7 +89,7 @@ impl Run {
     /// Trains with `words` (`section.key=value`) put into the config; in them, too, `HERE` and `DATA`
     /// stand for the folders.
     pub fn try_train(&self, words: &[&str]) -> Result<TrainSummary, TrainError> {
-        let registry = (self.registry)();
+        let registry = burn_titan_models::registry();
         let words: Vec<String> = words.iter().map(|word| self.placed(word)).collect();
         let prepared = prepare(&self.path("run.yaml"), &words, &registry, Some(1))?;
         train(prepared, &registry, World::alone())
@@ -115,7 +108,7 @@ impl Run {
         words: &[&str],
     ) -> Result<TrainSummary, TrainError> {
         let ranks = worlds.len();
-        let registry = &(self.registry)();
+        let registry = &burn_titan_models::registry();
         let words: &Vec<String> = &words.iter().map(|word| self.placed(word)).collect();
         let results: Vec<_> = std::thread::scope(|scope| {
             let rank = |world: World| {

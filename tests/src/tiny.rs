@@ -9,7 +9,7 @@ use burn_titan_core::executor::{Executor, Groups, Layout, ParameterStore, Precis
 use burn_titan_core::hf::HfFolder;
 use burn_titan_core::model::{Context, HeadOutput, Model, ModelFamily};
 use burn_titan_models::hf::{HuggingFace, Names};
-use burn_titan_models::{Llama3, LlamaConfig, Qwen3, Qwen3Moe};
+use burn_titan_models::{DeepSeekV3, Llama3, LlamaConfig, Qwen3, Qwen3Moe};
 
 use crate::golden;
 
@@ -41,6 +41,15 @@ pub fn qwen3() -> Executor {
 /// If the folder cannot be read.
 pub fn qwen3_moe() -> Executor {
     golden(&Qwen3Moe::default(), "qwen3_moe_tiny")
+}
+
+/// The DeepSeek-V3 of `golden/deepseek_v3_tiny` with its weights: dim 64, 3 blocks, of which the first is dense, 8 experts
+/// of 32 in 4 groups, of which a token meets 2 of 2, and a shared one.
+///
+/// # Panics
+/// If the folder cannot be read.
+pub fn deepseek_v3() -> Executor {
+    golden(&DeepSeekV3::default(), "deepseek_v3_tiny")
 }
 
 /// The model of a Hugging Face folder in `golden`.

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use burn_titan_core::metrics::memory_use;
 use burn_titan_core::model::{Model, ModelFamily};
 use burn_titan_models::hf::HuggingFace;
-use burn_titan_models::{Llama3, LlamaConfig, Qwen3Moe, Qwen3MoeConfig};
+use burn_titan_models::{
+    DeepSeekV3, DeepSeekV3Config, Llama3, LlamaConfig, Qwen3Moe, Qwen3MoeConfig,
+};
 use serde_json::{Map, json};
 
 const PUBLISHED: [(&str, u64); 6] = [
@@ -23,6 +25,15 @@ const WITH_EXPERTS: [(&str, u64, f64); 3] = [
     ("debug", 17_580_080, 6_963_200.0),
     ("30b-a3b", 30_532_122_624, 3_353_032_704.0),
     ("235b-a22b", 235_093_634_560, 22_190_763_520.0),
+];
+
+/// DeepSeek-V2-Lite, V2 and V3, the last without the module that predicts a second token. Those that a token meets are
+/// published as 2.4 (which leaves the embedding out), 21 and 37 billion.
+const DEEPSEEK: [(&str, u64, f64); 4] = [
+    ("debug", 11_581_672, 5_683_392.0),
+    ("16b", 15_706_484_224, 2_661_150_208.0),
+    ("236b", 235_741_434_880, 21_375_800_320.0),
+    ("671b", 671_026_419_200, 37_552_282_624.0),
 ];
 
 fn build(flavor: &str, tied: Option<bool>) -> Model {
@@ -58,6 +69,7 @@ fn every_flavor_has_its_published_size_and_the_largest_costs_nothing() {
         }
     }
     models_with_experts();
+    models_of_deepseek();
 }
 
 fn models_with_experts() {
@@ -76,6 +88,30 @@ fn models_with_experts() {
         let names: Vec<String> = names.flat_map(|names| names.expect("a place")).collect();
         let block = 6 + 2 + 1 + 3 * config.n_experts;
         assert_eq!(names.len(), 3 + config.n_layers * block, "{flavor}");
+    }
+}
+
+fn models_of_deepseek() {
+    let family = DeepSeekV3::default();
+    assert_eq!(family.flavors(), DEEPSEEK.map(|(flavor, ..)| flavor));
+    for (flavor, count, active) in DEEPSEEK {
+        let config = family.resolve(flavor, &Map::new()).unwrap();
+        let model = family.build(&config, "fused").unwrap();
+        assert_eq!(model.parameter_count(), count, "{flavor}");
+        let met: f64 = model.units.iter().map(|unit| model.active_elements(&**unit)).sum();
+        assert_eq!(met, active, "{flavor}");
+        let config: DeepSeekV3Config = serde_json::from_value(config).unwrap();
+        assert_eq!(config.parameter_count(), count, "{flavor}");
+        let names = config.names();
+        let places = |(name, shape): (String, Vec<usize>)| names.hf_names(&name, &shape);
+        let shapes = config.parameter_shapes().into_iter();
+        let theirs: Vec<String> = shapes.flat_map(|spec| places(spec).expect("a place")).collect();
+        // Norms and attention; then a dense feed-forward, or a router, experts and shared ones.
+        let block = 2 + if config.q_lora_rank.is_some() { 7 } else { 5 };
+        let experts = 1 + usize::from(config.balanced()) + 3 * config.n_experts + 3;
+        let sparse = config.n_layers - config.n_dense_layers;
+        let all = 3 + config.n_layers * block + config.n_dense_layers * 3 + sparse * experts;
+        assert_eq!(theirs.len(), all, "{flavor}");
     }
 }
 

@@ -1,12 +1,24 @@
-//! The shape of DeepSeek-V2 and V3 but for their experts, and the sizes that were published.
+//! The shape of DeepSeek-V2 and V3, and the sizes that were published.
 
 use burn_titan_kernels::attention::MAX_HEAD_DIM;
+use burn_titan_kernels::{ExpertGroups, GroupScore, RouterScores, Routing};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigProblem, MAX_LAYERS, MAX_VOCABULARY, ModelConfig, Rules, elements};
 use crate::rotary::{InterleavedRotary, Yarn};
 
-/// The shape of a DeepSeek model, but for its experts.
+/// What scores the experts of a token, and what was published with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExpertScores {
+    /// The softmax over all experts; a group of experts is as good as its best one (DeepSeek-V2).
+    Softmax,
+    /// The sigmoid of each logit; a group is as good as its best two together, and a number for each expert balances the
+    /// choice (DeepSeek-V3).
+    Sigmoid,
+}
+
+/// The shape of a DeepSeek model.
 ///
 /// The sizes are those of [DeepSeek-V2](https://arxiv.org/abs/2405.04434) (also its Lite version, appendix B) and
 /// [DeepSeek-V3](https://arxiv.org/abs/2412.19437), and of the published `config.json` of each.
@@ -17,6 +29,8 @@ pub struct DeepSeekV3Config {
     pub dim: usize,
     /// Transformer blocks.
     pub n_layers: usize,
+    /// The first of them, which have a dense feed-forward; the others have experts.
+    pub n_dense_layers: usize,
     /// Heads of a block's attention.
     pub n_heads: usize,
     /// Width of what queries are made of; `None` where they are made of the stream itself.
@@ -31,6 +45,28 @@ pub struct DeepSeekV3Config {
     pub v_head_dim: usize,
     /// Width of the feed-forward middle (SwiGLU) of dense blocks.
     pub ffn_dim: usize,
+    /// Experts of a block that a router chooses from.
+    pub n_experts: usize,
+    /// Those that each token meets.
+    pub top_k: usize,
+    /// Width of the middle of an expert (SwiGLU).
+    pub expert_dim: usize,
+    /// Experts of a block that every token meets besides.
+    pub n_shared_experts: usize,
+    /// What scores experts.
+    pub scores: ExpertScores,
+    /// Whether the weights of the experts of a token add up to `route_scale`.
+    pub renormalise: bool,
+    /// What these weights are multiplied by.
+    pub route_scale: f64,
+    /// Groups that experts lie in; 1 for none.
+    pub n_groups: usize,
+    /// Groups that a token chooses its experts from.
+    pub chosen_groups: usize,
+    /// How far a step moves the numbers that balance the choice of experts
+    /// ([Wang et al., 2024](https://arxiv.org/abs/2408.15664)). With 0 they stay as they are; a model of softmax scores
+    /// has none then.
+    pub load_balance_rate: f64,
     /// Rows of the embedding, at least the tokenizer's tokens.
     pub vocab_size: usize,
     /// Added to the mean square in RMSNorm.
@@ -48,25 +84,47 @@ impl ModelConfig for DeepSeekV3Config {
     const FLAVORS: &'static [&'static str] = &["debug", "16b", "236b", "671b"];
 
     /// `debug` is a small model of the same kind for the bundled tokenizer; `16b` is DeepSeek-V2-Lite, `236b`
-    /// DeepSeek-V2 and `671b` DeepSeek-V3.
+    /// DeepSeek-V2 and `671b` DeepSeek-V3, without the module that predicts a second token.
     fn flavor(name: &str) -> Option<Self> {
+        let v3 = Self::v3();
+        let v2 = Self::v2();
         let config = match name {
             "debug" => Self {
+                dim: 256,
+                n_layers: 6,
+                n_dense_layers: 1,
+                n_heads: 8,
                 q_lora_rank: Some(96),
                 kv_lora_rank: 64,
                 qk_nope_head_dim: 32,
                 qk_rope_head_dim: 16,
                 v_head_dim: 32,
+                ffn_dim: 768,
+                n_experts: 8,
+                top_k: 2,
+                expert_dim: 256,
+                n_groups: 4,
+                chosen_groups: 2,
                 vocab_size: 2048,
                 max_seq_len: 2048,
-                ..Self::published(256, 6, 8, 768)
+                ..v3
             },
-            "16b" => {
-                let v2 = Self::published(2048, 27, 16, 10_944).of_v2();
-                Self { q_lora_rank: None, ..v2 }.with_mscale(0.707)
+            "16b" => Self {
+                dim: 2048,
+                n_layers: 27,
+                n_heads: 16,
+                q_lora_rank: None,
+                ffn_dim: 10_944,
+                n_experts: 64,
+                expert_dim: 1408,
+                route_scale: 1.0,
+                n_groups: 1,
+                chosen_groups: 1,
+                ..v2
             }
-            "236b" => Self::published(5120, 60, 128, 12_288).of_v2(),
-            "671b" => Self::published(7168, 61, 128, 18_432),
+            .with_mscale(0.707),
+            "236b" => v2,
+            "671b" => v3,
             _ => return None,
         };
         Some(config)
@@ -84,6 +142,11 @@ impl ModelConfig for DeepSeekV3Config {
             ("qk_rope_head_dim", self.qk_rope_head_dim),
             ("v_head_dim", self.v_head_dim),
             ("ffn_dim", self.ffn_dim),
+            ("n_experts", self.n_experts),
+            ("top_k", self.top_k),
+            ("expert_dim", self.expert_dim),
+            ("n_groups", self.n_groups),
+            ("chosen_groups", self.chosen_groups),
             ("vocab_size", self.vocab_size),
             ("max_seq_len", self.max_seq_len),
         ]);
@@ -92,6 +155,7 @@ impl ModelConfig for DeepSeekV3Config {
         let rotated = self.qk_rope_head_dim.min(MAX_HEAD_DIM);
         rules.at_most(&[
             ("n_layers", self.n_layers, MAX_LAYERS),
+            ("n_dense_layers", self.n_dense_layers, self.n_layers),
             ("vocab_size", self.vocab_size, MAX_VOCABULARY),
             ("qk_rope_head_dim", self.qk_rope_head_dim, MAX_HEAD_DIM),
             ("qk_nope_head_dim", self.qk_nope_head_dim, MAX_HEAD_DIM - rotated),
@@ -108,24 +172,36 @@ impl ModelConfig for DeepSeekV3Config {
                 rules.report("rope_theta", message);
             }
         }
-        rules.countable(self.dense_parameter_count());
+        self.check_choice(&mut rules);
+        rules.countable(self.checked_parameter_count());
         rules.problems
     }
 }
 
 impl DeepSeekV3Config {
-    /// What the published sizes share, or nearly all do.
-    fn published(dim: usize, n_layers: usize, n_heads: usize, ffn_dim: usize) -> Self {
+    /// DeepSeek-V3. The rate is that of most of its training (section 4.2 of the report).
+    fn v3() -> Self {
         Self {
-            dim,
-            n_layers,
-            n_heads,
+            dim: 7168,
+            n_layers: 61,
+            n_dense_layers: 3,
+            n_heads: 128,
             q_lora_rank: Some(1536),
             kv_lora_rank: 512,
             qk_nope_head_dim: 128,
             qk_rope_head_dim: 64,
             v_head_dim: 128,
-            ffn_dim,
+            ffn_dim: 18_432,
+            n_experts: 256,
+            top_k: 8,
+            expert_dim: 2048,
+            n_shared_experts: 1,
+            scores: ExpertScores::Sigmoid,
+            renormalise: true,
+            route_scale: 2.5,
+            n_groups: 8,
+            chosen_groups: 4,
+            load_balance_rate: 1e-3,
             vocab_size: 129_280,
             norm_eps: 1e-6,
             rope_theta: 10_000.0,
@@ -141,9 +217,25 @@ impl DeepSeekV3Config {
         }
     }
 
-    /// The words of DeepSeek-V2.
-    fn of_v2(self) -> Self {
-        Self { vocab_size: 102_400, ..self }
+    /// DeepSeek-V2.
+    fn v2() -> Self {
+        Self {
+            dim: 5120,
+            n_layers: 60,
+            n_dense_layers: 1,
+            ffn_dim: 12_288,
+            n_experts: 160,
+            top_k: 6,
+            expert_dim: 1536,
+            n_shared_experts: 2,
+            scores: ExpertScores::Softmax,
+            renormalise: false,
+            route_scale: 16.0,
+            chosen_groups: 3,
+            load_balance_rate: 0.0,
+            vocab_size: 102_400,
+            ..Self::v3()
+        }
     }
 
     fn with_mscale(self, mscale: f64) -> Self {
@@ -151,13 +243,80 @@ impl DeepSeekV3Config {
         Self { rope_scaling: self.rope_scaling.map(scaled), ..self }
     }
 
-    /// The parameters of a model whose blocks are all dense; `None` where there are too many to count.
-    fn dense_parameter_count(&self) -> Option<u64> {
+    /// What the choice of experts needs.
+    fn check_choice(&self, rules: &mut Rules) {
+        let Self { n_experts, n_groups, chosen_groups, .. } = *self;
+        rules.at_most(&[("chosen_groups", chosen_groups, n_groups)]);
+        if n_groups > 0 && !n_experts.is_multiple_of(n_groups) {
+            let message = format!("is {n_groups}: expected a divisor of n_experts ({n_experts})");
+            rules.report("n_groups", message);
+        }
+        let groups = chosen_groups.min(n_groups);
+        rules.at_most(&[("top_k", self.top_k, n_experts / n_groups.max(1) * groups)]);
+        rules.above_0(&[("route_scale", self.route_scale)]);
+        rules.single_precision("route_scale", self.route_scale);
+        rules.at_least_0("load_balance_rate", self.load_balance_rate);
+        // DeepSeek-V2's code has one or the other.
+        if self.scores == ExpertScores::Softmax && self.renormalise && self.route_scale != 1.0 {
+            let scale = self.route_scale;
+            let message = format!("is {scale}: expected 1 where softmax scores are renormalised");
+            rules.report("route_scale", message);
+        }
+    }
+
+    /// Whether numbers balance the choice of experts.
+    pub fn balanced(&self) -> bool {
+        self.scores == ExpertScores::Sigmoid || self.load_balance_rate > 0.0
+    }
+
+    /// How a router chooses.
+    pub fn routing(&self) -> Routing {
+        let (scores, by) = match self.scores {
+            ExpertScores::Softmax => (RouterScores::Softmax, GroupScore::Best),
+            ExpertScores::Sigmoid => (RouterScores::Sigmoid, GroupScore::BestTwo),
+        };
+        let groups = ExpertGroups { groups: self.n_groups, chosen: self.chosen_groups, by };
+        Routing {
+            top_k: self.top_k,
+            scores,
+            renormalise: self.renormalise,
+            scale: self.route_scale,
+            groups: (self.n_groups > 1).then_some(groups),
+        }
+    }
+
+    /// All parameters, those that balance experts included. Saturates where a size is absurd, which
+    /// [`validate`](ModelConfig::validate) reports.
+    pub fn parameter_count(&self) -> u64 {
+        self.checked_parameter_count().unwrap_or(u64::MAX)
+    }
+
+    fn checked_parameter_count(&self) -> Option<u64> {
+        let Self { dim, n_layers, ffn_dim, n_experts, expert_dim, vocab_size, .. } = *self;
+        let attention = self.attention_parameter_count()?;
+        let dense = elements(&[&[3, dim, ffn_dim]])?;
+        let experts = elements(&[
+            &[n_experts, 3, dim, expert_dim],
+            &[self.n_shared_experts, 3, dim, expert_dim],
+            &[dim, n_experts], // the router
+            &[usize::from(self.balanced()), n_experts],
+        ])?;
+        let outer = elements(&[&[2, vocab_size, dim], &[dim]])?;
+        let n_dense = self.n_dense_layers.min(n_layers);
+        let blocks = |count: usize, feed_forward: u64| {
+            attention.checked_add(feed_forward)?.checked_mul(count as u64)
+        };
+        let blocks = blocks(n_dense, dense)?.checked_add(blocks(n_layers - n_dense, experts)?)?;
+        blocks.checked_add(outer)
+    }
+
+    /// The parameters of a block but for its feed-forward; `None` where there are too many to count.
+    fn attention_parameter_count(&self) -> Option<u64> {
         let Self { dim, n_heads, kv_lora_rank: rank, qk_nope_head_dim: nope, .. } = *self;
-        let Self { qk_rope_head_dim: rope, v_head_dim: value, ffn_dim, vocab_size, .. } = *self;
+        let Self { qk_rope_head_dim: rope, v_head_dim: value, .. } = *self;
         let low = self.q_lora_rank.unwrap_or(0);
         let source = self.q_lora_rank.unwrap_or(dim);
-        let block = elements(&[
+        elements(&[
             &[dim, low], // wq_a, and its norm
             &[low],
             &[source, n_heads, nope], // wq_b, or wq
@@ -168,11 +327,8 @@ impl DeepSeekV3Config {
             &[rank, n_heads, nope], // wkv_b
             &[rank, n_heads, value],
             &[n_heads, value, dim], // wo
-            &[3, dim, ffn_dim],
-            &[2, dim], // norms
-        ])?;
-        let outer = elements(&[&[2, vocab_size, dim], &[dim]])?;
-        block.checked_mul(self.n_layers as u64)?.checked_add(outer)
+            &[2, dim],              // norms
+        ])
     }
 
     /// Width of a head's queries and keys.
@@ -192,10 +348,7 @@ impl DeepSeekV3Config {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
-    use burn_titan_core::model::parameter_elements;
-
-    use super::super::modules::dense_block;
+    use super::super::modules::model;
     use super::*;
 
     #[test]
@@ -209,7 +362,7 @@ mod tests {
     #[test]
     fn broken_sizes_are_named() {
         type Change = fn(&mut DeepSeekV3Config);
-        let cases: [(&str, &str, Change); 10] = [
+        let cases: [(&str, &str, Change); 17] = [
             ("kv_lora_rank", "is 0: expected at least 1", |c| c.kv_lora_rank = 0),
             ("q_lora_rank", "is 0: expected at least 1", |c| c.q_lora_rank = Some(0)),
             ("qk_rope_head_dim", "is 15: expected an even number, for RoPE", |c| {
@@ -223,6 +376,17 @@ mod tests {
                 c.rope_scaling.as_mut().unwrap().factor = 0.0;
             }),
             ("n_layers", "is 10001: expected at most 10000", |c| c.n_layers = 10_001),
+            ("n_dense_layers", "is 7: expected at most 6", |c| c.n_dense_layers = 7),
+            ("expert_dim", "is 0: expected at least 1", |c| c.expert_dim = 0),
+            ("top_k", "is 5: expected at most 4", |c| c.top_k = 5),
+            ("chosen_groups", "is 5: expected at most 4", |c| c.chosen_groups = 5),
+            ("n_groups", "is 3: expected a divisor of n_experts (8)", |c| c.n_groups = 3),
+            ("load_balance_rate", "is -1: expected a number of at least 0", |c| {
+                c.load_balance_rate = -1.0;
+            }),
+            ("route_scale", "is 2.5: expected 1 where softmax scores are renormalised", |c| {
+                c.scores = ExpertScores::Softmax;
+            }),
             ("dim", "and the other sizes give more parameters than can be counted", |c| {
                 c.n_heads = usize::MAX / 2;
             }),
@@ -239,12 +403,21 @@ mod tests {
 
     #[test]
     fn parameters_are_those_of_the_modules() {
-        let device = Device::flex();
         let debug = DeepSeekV3Config::flavor("debug").unwrap();
-        for config in [DeepSeekV3Config { q_lora_rank: None, ..debug.clone() }, debug] {
-            let block = parameter_elements(&dense_block(&config, &device)) * config.n_layers;
-            let outer = (2 * config.vocab_size + 1) * config.dim;
-            assert_eq!(config.dense_parameter_count(), Some((block + outer) as u64));
+        let softmax = DeepSeekV3Config {
+            q_lora_rank: None,
+            scores: ExpertScores::Softmax,
+            load_balance_rate: 0.0,
+            n_shared_experts: 0,
+            n_groups: 1,
+            chosen_groups: 1,
+            route_scale: 1.0,
+            ..debug.clone()
+        };
+        let dense = DeepSeekV3Config { n_dense_layers: debug.n_layers, ..debug.clone() };
+        for config in [debug, softmax, dense] {
+            assert_eq!(config.validate(), []);
+            assert_eq!(config.parameter_count(), model(&config).parameter_count());
         }
     }
 }

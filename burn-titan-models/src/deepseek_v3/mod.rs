@@ -1,16 +1,28 @@
-//! What DeepSeek-V2 and DeepSeek-V3 (<https://arxiv.org/abs/2405.04434>, <https://arxiv.org/abs/2412.19437>) have but for
-//! their experts: multi-head latent attention, and the blocks with a dense feed-forward.
+//! DeepSeek-V2 and DeepSeek-V3 (<https://arxiv.org/abs/2405.04434>, <https://arxiv.org/abs/2412.19437>): multi-head latent
+//! attention, and experts of which some are shared, behind a few dense blocks.
 //!
 //! - [`config`]: the sizes and flavors;
 //! - [`attention`]: the attention;
-//! - [`modules`]: a dense block, and how ranks that split matrix products share its parameters.
-//!
-//! No family of models is made of it yet: all published ones have blocks of experts too.
+//! - [`modules`]: the model, and how ranks that split matrix products share its parameters;
+//! - `hf`: `config.json` of Hugging Face, in two styles, and names there.
 
 mod activations;
 pub mod attention;
 pub mod config;
+mod hf;
 pub mod modules;
 
 pub use attention::LatentAttention;
 pub use config::DeepSeekV3Config;
+
+use crate::family::Family;
+
+/// The DeepSeek family.
+pub type DeepSeekV3 = Family<DeepSeekV3Config>;
+
+impl Default for DeepSeekV3 {
+    /// With [`LatentAttention`] as `fused`.
+    fn default() -> Self {
+        Self::new(modules::model)
+    }
+}

@@ -9,7 +9,7 @@ use std::path::Path;
 use burn_titan_core::checkpoint::HostDtype;
 use serde_json::{Map, Value, json};
 
-use super::{HuggingFace, ModelFolderError};
+use super::{HuggingFace, ModelFolderError, architectures};
 use crate::config::ConfigProblem;
 
 /// The base of RoPE that `transformers` takes where the key is absent.
@@ -113,14 +113,17 @@ impl<'a> Keys<'a> {
     /// # Errors
     /// If it is one.
     pub fn require<C: HuggingFace>(&self) -> Result<(), ModelFolderError> {
-        let ours = C::ARCHITECTURE;
+        let is_ours = |name: &Value| architectures::<C>().any(|(ours, _)| name == ours);
+        let is_type = |kind: &Value| architectures::<C>().any(|(_, ours)| kind == ours);
+        let ours: Vec<&str> = architectures::<C>().map(|(ours, _)| ours).collect();
+        let ours = ours.join(" or ");
         match self.get("architectures") {
-            Some(Value::Array(names)) if names.iter().any(|name| name == ours) => Ok(()),
+            Some(Value::Array(names)) if names.iter().any(is_ours) => Ok(()),
             Some(found) => {
                 let problem = format!("is {found}: only {ours} is supported here");
                 Err(self.error("architectures", problem))
             }
-            None if self.get("model_type").is_some_and(|kind| kind == C::MODEL_TYPE) => Ok(()),
+            None if self.get("model_type").is_some_and(is_type) => Ok(()),
             None => {
                 let problem = format!("is missing: expected [\"{ours}\"]");
                 Err(self.error("architectures", problem))

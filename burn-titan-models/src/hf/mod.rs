@@ -34,8 +34,21 @@ pub trait HuggingFace: ModelConfig {
     const ARCHITECTURE: &'static str;
     /// The `model_type` there.
     const MODEL_TYPE: &'static str;
+    /// Other names and types of models that are of this family too.
+    const OTHERS: &'static [(&'static str, &'static str)] = &[];
     /// What the parameters are called.
     const NAMES: Names;
+
+    /// What they are called in a model of these sizes, where that differs.
+    fn names(&self) -> Names {
+        Self::NAMES
+    }
+
+    /// Whether a tensor of a folder with this `config.json` is of something that our models do without, and compute the
+    /// same.
+    fn is_beside(_tensor: &str, _config: &Value) -> bool {
+        false
+    }
 
     /// Our config of a `config.json`; `path` is named in errors.
     ///
@@ -48,6 +61,11 @@ pub trait HuggingFace: ModelConfig {
 
     /// Names and shapes of all our parameters, from the embedding to the head; a tied head is none.
     fn parameter_shapes(&self) -> Vec<(String, Vec<usize>)>;
+}
+
+/// All names that models of a family have in `architectures`, and the types of each.
+pub fn architectures<C: HuggingFace>() -> impl Iterator<Item = (&'static str, &'static str)> {
+    std::iter::once((C::ARCHITECTURE, C::MODEL_TYPE)).chain(C::OTHERS.iter().copied())
 }
 
 /// Reads the config of a Hugging Face folder.
@@ -68,15 +86,16 @@ pub fn read_parameters<'a, C: HuggingFace>(
     config: &C,
 ) -> Result<impl Iterator<Item = Result<HostTensor, ModelFolderError>> + use<'a, C>, ModelFolderError>
 {
-    let shapes = config.parameter_shapes();
-    let stored = |(name, shape): &(String, Vec<usize>)| C::NAMES.stored(folder, name, shape);
+    let (shapes, names) = (config.parameter_shapes(), config.names());
+    let stored = |(name, shape): &(String, Vec<usize>)| names.stored(folder, name, shape);
     let known: BTreeSet<String> = shapes.iter().filter_map(stored).flatten().collect();
-    let unknown = |name: &&str| !known.contains(*name) && !is_harmless(name);
+    let beside = |name: &str| is_harmless(name) || C::is_beside(name, folder.config());
+    let unknown = |name: &&str| !known.contains(*name) && !beside(name);
     if let Some(name) = folder.names().find(unknown) {
         let (folder, name) = (folder.path().to_path_buf(), name.to_string());
-        return Err(ModelFolderError::Unexpected { folder, name, model: C::NAMES.model });
+        return Err(ModelFolderError::Unexpected { folder, name, model: names.model });
     }
-    Ok(shapes.into_iter().map(|(name, shape)| C::NAMES.read_parameter(folder, &name, &shape)))
+    Ok(shapes.into_iter().map(move |(name, shape)| names.read_parameter(folder, &name, &shape)))
 }
 
 /// Writes a Hugging Face folder of our `parameters`, which must be exactly those of
@@ -93,12 +112,13 @@ pub fn write_folder<C: HuggingFace, E: From<ModelFolderError>>(
     extras: &HfExtras<'_>,
     max_shard_bytes: u64,
 ) -> Result<(), E> {
+    let names = config.names();
     let mut missing: BTreeMap<_, _> = config.parameter_shapes().into_iter().collect();
     let mut writer: Option<HfWriter> = None;
     for parameter in parameters {
         let parameter = parameter?;
         let Some(expected) = missing.remove(parameter.name()) else {
-            return Err(C::NAMES.unknown(parameter.name()).into());
+            return Err(names.unknown(parameter.name()).into());
         };
         if parameter.shape() != expected {
             let (name, found) = (parameter.name().to_string(), parameter.shape().to_vec());
@@ -116,13 +136,13 @@ pub fn write_folder<C: HuggingFace, E: From<ModelFolderError>>(
                 writer.insert(created.map_err(ModelFolderError::from)?)
             }
         };
-        for tensor in C::NAMES.to_hf(parameter)? {
+        for tensor in names.to_hf(parameter)? {
             writer.write(tensor?).map_err(ModelFolderError::from)?;
         }
     }
     let (Some(writer), None) = (writer, missing.keys().next()) else {
         let name = missing.keys().next().cloned().unwrap_or_default();
-        return Err(ModelFolderError::MissingParameter { name, model: C::NAMES.model }.into());
+        return Err(ModelFolderError::MissingParameter { name, model: names.model }.into());
     };
     for (name, contents) in extras.files {
         writer.add_file(name, contents).map_err(ModelFolderError::from)?;

@@ -1,6 +1,5 @@
 //! Latent attention against one rank: heads are split, what they are made of is not.
 
-use burn_titan_tests::latent::registry;
 use burn_titan_tests::runs::{Run, random_tokens};
 
 use crate::equal::{assert_close, curve};
@@ -9,9 +8,9 @@ use crate::equal::{assert_close, curve};
 const ODD: &str = "
 run: {output_dir: HERE/out}
 model:
-  name: latent
+  name: deepseek_v3
   overrides:
-    {n_layers: 2, dim: 44, n_heads: 3, q_lora_rank: 19, kv_lora_rank: 13, qk_nope_head_dim: 7, qk_rope_head_dim: 6,
+    {n_layers: 2, n_dense_layers: 2, dim: 44, n_heads: 3, q_lora_rank: 19, kv_lora_rank: 13, qk_nope_head_dim: 7, qk_rope_head_dim: 6,
      v_head_dim: 9, ffn_dim: 77, vocab_size: 331}
 data: {train: [{path: HERE/tokens.bin}]}
 training: {steps: 20, seq_len: 129, global_batch_size: 4, local_batch_size: 2}
@@ -37,7 +36,7 @@ const CASES: [(&str, usize, &[&str]); 7] = [
 ];
 
 fn odd() -> Run {
-    let run = Run::new(ODD).with_registry(registry);
+    let run = Run::new(ODD);
     run.write("tokens.bin", &random_tokens(7, 3001, 331));
     run
 }

@@ -5,8 +5,8 @@ use std::sync::PoisonError;
 use burn::tensor::{DType, Device};
 use burn_titan_core::model::{Context, HeadOutput, Sharing, Workload};
 use burn_titan_models::config::ModelConfig;
-use burn_titan_models::deepseek_v3::DeepSeekV3Config;
-use burn_titan_tests::{latent, tiny};
+use burn_titan_models::deepseek_v3::{DeepSeekV3Config, modules};
+use burn_titan_tests::tiny;
 
 use super::TURN;
 use super::units::{MEASURED, SMALL, Together, measured, said};
@@ -16,12 +16,19 @@ fn a_block_holds_what_it_says() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let (dim, batch, seq) = (128, 4, 512);
     let debug = DeepSeekV3Config::flavor("debug").expect("a flavor");
-    let sizes = DeepSeekV3Config { dim, n_layers: 2, ffn_dim: 256, vocab_size: 331, ..debug };
+    let sizes = DeepSeekV3Config {
+        dim,
+        n_layers: 2,
+        n_dense_layers: 2,
+        ffn_dim: 256,
+        vocab_size: 331,
+        ..debug
+    };
     let unpadded = DeepSeekV3Config { v_head_dim: 48, ..sizes.clone() };
     let from_stream = DeepSeekV3Config { q_lora_rank: None, ..sizes.clone() };
     let mut wrong = Vec::new();
     for (name, sizes) in [("low", sizes), ("unpadded", unpadded), ("whole", from_stream)] {
-        let model = latent::model(&sizes);
+        let model = modules::model(&sizes);
         let tokens: Vec<i64> = (0..batch * seq).map(|i| (i * 7 % 331) as i64).collect();
         let rows = tiny::batch(seq, &tokens, &tiny::next_tokens(seq, &tokens));
         let context = Context::new(&rows, HeadOutput::Loss, &Device::flex());
