@@ -68,12 +68,15 @@ pub fn check_all(
     class_of: impl Fn(usize) -> usize,
 ) -> Result<Vec<Footprint>, CheckError> {
     let several = |axis| mesh.degree(axis) > 1;
-    let sharing =
-        rank::Sharing { copies: several(Axis::DataReplicate), split: several(Axis::Tensor) };
     let mut proved = vec![false; classes.len()];
     for rank in 0..mesh.world_size() {
         let class = class_of(rank);
         if !std::mem::replace(&mut proved[class], true) {
+            let sharing = rank::Sharing {
+                copies: several(Axis::DataReplicate),
+                split: several(Axis::Tensor),
+                experts: classes[class].sizes.expert_loads > 0,
+            };
             rank::prove(&classes[class].program, sharing)
                 .map_err(|error| CheckError::Program { rank, error })?;
         }

@@ -81,6 +81,8 @@ pub(super) struct Sharing {
     pub(super) copies: bool,
     /// Parts of split units, whose partial gradients must be summed.
     pub(super) split: bool,
+    /// Experts, whose loads must be summed.
+    pub(super) experts: bool,
 }
 
 /// Proves that a program of one rank uses nothing before it is there or after it was freed, runs every
@@ -197,6 +199,9 @@ impl State {
                 Ok(())
             }
             Action::ClipGradientNorm => self.all_reduced(program).map(|()| self.clipped = true),
+            Action::OptimizerStep if self.sharing.experts && !self.loads_summed => {
+                Err("the loads of experts are not summed".into())
+            }
             Action::OptimizerStep if !self.clipped => Err("the gradient norm is not known".into()),
             Action::OptimizerStep => {
                 self.stepped = true;

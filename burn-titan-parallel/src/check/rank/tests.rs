@@ -33,7 +33,8 @@ fn written_programs_pass() {
 fn broken_programs_are_refused() {
     for strategy in strategies() {
         let good = step::training(3, &strategy);
-        let sharing = Sharing { copies: strategy.replicas > 1, split: strategy.split };
+        let Strategy { replicas, split, experts, .. } = strategy;
+        let sharing = Sharing { copies: replicas > 1, split, experts };
         let check = |program: &Program| prove(program, sharing);
         for index in 0..good.actions.len() {
             let mut broken = good.clone();
