@@ -4,6 +4,7 @@ mod breadth_first;
 mod bubble;
 mod checkpoints;
 mod data;
+mod deepseek;
 mod equal;
 mod experts;
 mod latent;
