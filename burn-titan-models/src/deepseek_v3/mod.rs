@@ -9,6 +9,7 @@
 mod activations;
 pub mod attention;
 pub mod config;
+mod flavors;
 mod hf;
 pub mod modules;
 

@@ -10,8 +10,8 @@ run: {output_dir: HERE/out}
 model:
   name: deepseek_v3
   overrides:
-    {n_layers: 2, n_dense_layers: 2, dim: 44, n_heads: 3, q_lora_rank: 19, kv_lora_rank: 13, qk_nope_head_dim: 7, qk_rope_head_dim: 6,
-     v_head_dim: 9, ffn_dim: 77, vocab_size: 331}
+    {n_layers: 2, n_dense_layers: 2, dim: 44, n_heads: 3, q_lora_rank: 19, kv_lora_rank: 13, qk_nope_head_dim: 7,
+     qk_rope_head_dim: 6, v_head_dim: 9, ffn_dim: 77, vocab_size: 331}
 data: {train: [{path: HERE/tokens.bin}]}
 training: {steps: 20, seq_len: 129, global_batch_size: 4, local_batch_size: 2}
 checkpoint: {enable: false}
