@@ -16,7 +16,7 @@ pub struct WeightGradients(Vec<Box<dyn FnOnce() -> Gradients>>);
 
 impl WeightGradients {
     /// Computes them, a weight at a time: what the rest of the backward, from the weight as [`linear`] or
-    /// [`grouped_matmul`](crate::grouped_matmul) got it, gives the leaves behind it. A weight that was used twice comes
+    /// [`grouped_matmul`](crate::grouped_matmul()) got it, gives the leaves behind it. A weight that was used twice comes
     /// twice.
     pub fn compute(self) -> impl Iterator<Item = Gradients> {
         self.0.into_iter().map(|gradients| gradients())
@@ -28,7 +28,7 @@ thread_local! {
     static PUT_OFF: RefCell<Option<WeightGradients>> = const { RefCell::new(None) };
 }
 
-/// Runs a backward in which no weight of [`linear`] or [`grouped_matmul`](crate::grouped_matmul) gets its gradient, and
+/// Runs a backward in which no weight of [`linear`] or [`grouped_matmul`](crate::grouped_matmul()) gets its gradient, and
 /// gives what computes them. The weights are leaves of the graph.
 pub fn put_off_weights<T>(backward: impl FnOnce() -> T) -> (T, WeightGradients) {
     PUT_OFF.set(Some(WeightGradients::default()));

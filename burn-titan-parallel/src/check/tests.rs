@@ -209,7 +209,7 @@ proptest! {
         }
         let own = rank::prove(
             &classes[1].program,
-            rank::Sharing { copies: replicas > 1, split: tensor > 1 },
+            rank::Sharing { copies: replicas > 1, split: tensor > 1, experts: false },
         );
         let all = check_all(&mesh, &classes, class_of);
         match own {

@@ -2,7 +2,7 @@
 //!
 //! The rows of an expert follow each other, those of expert 0 first. Experts may have any number of rows; none is
 //! padded. With `x_e` and `dy_e` the rows of expert `e`: `dx_e = dy_e W[e]^T`, `dW[e] = x_e^T dy_e`, which is zero for
-//! an expert without rows. As for [`linear`](crate::linear), `dW` can be put off.
+//! an expert without rows. As for [`linear`](crate::linear()), `dW` can be put off.
 //!
 //! Grouped products of experts: Gale et al., "MegaBlocks: Efficient Sparse Training with Mixture-of-Experts", 2022.
 

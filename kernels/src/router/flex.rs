@@ -58,8 +58,9 @@ impl Chooser {
         groups.sort_unstable_by_key(|(_, id)| *id);
         experts.clear();
         for (_, id) in groups.iter() {
-            for expert in id * group..(id + 1) * group {
-                insert(experts, choice.top_k, biased[expert], expert);
+            let first = id * group;
+            for (expert, score) in biased[first..first + group].iter().enumerate() {
+                insert(experts, choice.top_k, *score, first + expert);
             }
         }
         experts.sort_unstable_by_key(|(_, id)| *id);
