@@ -58,6 +58,6 @@ pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use router::{
     ExpertGroups, GroupScore, Routed, RouterScores, Routing, RoutingError, route, router_z_loss,
-    sequence_balance_loss,
+    sequence_balance_loss, sequence_loads,
 };
 pub use swiglu::swiglu;

@@ -1,10 +1,11 @@
 //! `doctor --kernels`: every kernel on a device of this machine, against its plain-tensor reference in float64.
 //!
-//! `fused.rs` has the operations that autodiff sees, with their gradients; `flat.rs` those on flat parameters and
+//! `fused.rs` has the operations that autodiff sees, with their gradients, `experts.rs` those of experts; `flat.rs` those on flat parameters and
 //! what ranks exchange; `compare.rs` how far results may be from the reference. Sizes are odd: they divide by
 //! nothing that a kernel is built of.
 
 mod compare;
+mod experts;
 mod flat;
 mod fused;
 
@@ -35,6 +36,7 @@ pub fn run(device_name: &str, json: Option<&Path>) -> Result<(), TrainError> {
     let dtypes = formats.into_iter().filter(|dtype| device.supports_dtype(*dtype)).collect();
     let mut checker = Checker { device, dtypes, findings: Vec::new() };
     fused::check(&mut checker)?;
+    experts::check(&mut checker)?;
     flat::check(&mut checker)?;
     let findings = checker.findings;
     let failed = findings.iter().filter(|finding| !finding.passed()).count();

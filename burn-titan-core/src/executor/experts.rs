@@ -2,7 +2,7 @@
 
 use burn_titan_parallel::CommError;
 
-use super::{Groups, ParameterStore, on_device};
+use super::{Groups, ParameterStore, on_device, scalar};
 use crate::model::{Context, Experts};
 
 /// How many tokens each expert has met in a step, over all ranks; layer by layer.
@@ -59,6 +59,20 @@ impl ExpertLoads {
             bias.update(|value| value + moved);
         }
     }
+}
+
+/// What the layers have added to the loss of a step, over all ranks; nothing where the model has none.
+///
+/// # Errors
+/// If the exchange fails.
+pub(super) fn auxiliary_loss(
+    experts: &Experts,
+    contexts: &[Context],
+    groups: &Groups,
+) -> Result<Option<f64>, CommError> {
+    let Some(first) = contexts.first().filter(|_| experts.losses.any()) else { return Ok(None) };
+    let own = contexts.iter().filter_map(Context::auxiliary_loss).reduce(|a, b| a + b);
+    groups.sum(own.map_or(0.0, scalar), &first.tokens.device()).map(Some)
 }
 
 /// How far loads move what balances them.

@@ -129,6 +129,11 @@ impl Roles {
         self.data[rank]
     }
 
+    /// Ranks that read different samples.
+    pub fn data_ranks(&self) -> usize {
+        self.data.iter().max().map_or(1, |last| last + 1)
+    }
+
     /// The first rank that reads the samples of a place among those that read different ones.
     pub fn reader(&self, place: usize) -> usize {
         self.data.iter().position(|data| *data == place).unwrap_or(0)

@@ -42,6 +42,8 @@ pub struct StepOutcome {
     pub grad_norm: f64,
     /// How many tokens each expert has met; of no layer, where the model has none.
     pub expert_loads: ExpertLoads,
+    /// What the choice of experts has added to the loss, which is without it, where the model has such losses.
+    pub auxiliary_loss: Option<f64>,
 }
 
 /// Why a step failed.
@@ -149,9 +151,10 @@ impl Executor {
         let Precision { compute, reduce, quantize } = *precision;
         let width = model.dim;
         let machine = Machine { units, width, device, compute, reduce, quantize, groups };
+        share_out(contexts, groups);
         let mut pass = Pass::new(machine, contexts, valid_tokens);
         let mut outcome = StepOutcome::default();
-        let mut loads = ExpertLoads::default();
+        let (mut loads, mut auxiliary) = (ExpertLoads::default(), None);
         for action in &program.actions {
             let run = || match action {
                 Action::ClipGradientNorm => {
@@ -161,6 +164,7 @@ impl Executor {
                 Action::SumExpertLoads => {
                     if let Some(experts) = &model.experts {
                         loads = ExpertLoads::sum(experts, contexts, groups)?;
+                        auxiliary = experts::auxiliary_loss(experts, contexts, groups)?;
                     }
                     Ok(())
                 }
@@ -177,7 +181,7 @@ impl Executor {
             };
             groups.trace.span(TRAINING, || action.to_string(), run)?;
         }
-        Ok(StepOutcome { expert_loads: loads, ..outcome })
+        Ok(StepOutcome { expert_loads: loads, auxiliary_loss: auxiliary, ..outcome })
     }
 
     /// This rank's pieces of the gradients of a step's loss, without an update; for checks against references.
@@ -190,6 +194,7 @@ impl Executor {
         contexts: &[Context],
         valid_tokens: usize,
     ) -> Result<GradientStore, CommError> {
+        share_out(contexts, &self.groups);
         let mut pass = Pass::new(self.machine(), contexts, valid_tokens);
         let updates = |a: &&Action| {
             use Action::{ClipGradientNorm, OptimizerStep, SumExpertLoads};
@@ -233,6 +238,12 @@ impl Executor {
             groups: &self.groups,
         }
     }
+}
+
+/// Tells micro-batches which part of a step each is: over all ranks, they are equally large.
+fn share_out(contexts: &[Context], groups: &Groups) {
+    let share = 1.0 / (contexts.len() * groups.roles.data_ranks()) as f64;
+    contexts.iter().for_each(|context| context.trains(share));
 }
 
 /// The skeleton of a unit with what is here of its parameters.

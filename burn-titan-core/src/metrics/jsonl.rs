@@ -44,6 +44,9 @@ pub struct StepMetrics {
     /// Of each layer with experts, the tokens of the busiest one over the mean. No token is dropped.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub expert_load: Vec<f64>,
+    /// What the choice of experts adds to the training loss, which is without it, where the model has such losses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auxiliary_loss: Option<f64>,
     /// Mean loss on the held-out data after the step, where it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_loss: Option<f64>,

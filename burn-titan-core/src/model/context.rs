@@ -1,9 +1,10 @@
 //! What flows between units, and what every unit sees of a micro-batch.
 
+mod auxiliary;
 mod routed;
 
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
@@ -15,6 +16,8 @@ use burn_titan_parallel::expert_parallel::ExpertParallel;
 use burn_titan_parallel::tensor_parallel::TensorParallel;
 
 use crate::data::{Batch, IGNORE};
+
+pub use routed::{Beside, ExpertLayer, Mixture};
 
 /// What flows from one unit to the next.
 #[derive(Debug, Clone)]
@@ -106,6 +109,10 @@ pub struct Context {
     memo: RefCell<HashMap<String, Rc<dyn Any>>>,
     /// By layer, the tokens that each expert has met.
     loads: RefCell<BTreeMap<usize, Vec<usize>>>,
+    /// What this micro-batch is of a step, over all ranks; none outside of training.
+    share: Cell<Option<f64>>,
+    /// By layer, this rank's summand of what the step adds to the model's loss.
+    auxiliary: RefCell<BTreeMap<usize, Tensor<1>>>,
 }
 
 impl Context {
@@ -154,6 +161,8 @@ impl Context {
             whole: shards.map(|shards| (shards, batch.positions.clone())),
             memo: RefCell::default(),
             loads: RefCell::default(),
+            share: Cell::new(None),
+            auxiliary: RefCell::default(),
         }
     }
 

@@ -30,6 +30,26 @@ pub struct Experts {
     pub biases: Vec<String>,
     /// How far a step moves such a number (DeepSeek-AI, 2024: the bias update speed).
     pub bias_rate: f64,
+    /// What is added to the loss.
+    pub losses: AuxiliaryLosses,
+}
+
+/// Factors of losses that are added to that of the model, each summed over layers; 0 for none.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct AuxiliaryLosses {
+    /// Of the balance of each sequence, as a mean over sequences
+    /// ([`sequence_balance_loss`](burn_titan_kernels::sequence_balance_loss)).
+    pub sequence_balance: f64,
+    /// Of the size of the router's logits, as a mean over tokens
+    /// ([`router_z_loss`](burn_titan_kernels::router_z_loss)).
+    pub router_z: f64,
+}
+
+impl AuxiliaryLosses {
+    /// Whether there is one.
+    pub fn any(&self) -> bool {
+        *self != Self::default()
+    }
 }
 
 /// A rank among those that deal out the experts. They borrow the ranks of `dp_shard`, `cp` and `tp`.

@@ -9,8 +9,8 @@ mod tensor_plan;
 mod unit;
 
 pub use activations::{Activations, Sharing, Workload};
-pub use context::{Context, HeadOutput, Parallel, Stream};
-pub use experts::{ExpertRank, Experts, ParameterRole};
+pub use context::{Beside, Context, ExpertLayer, HeadOutput, Mixture, Parallel, Stream};
+pub use experts::{AuxiliaryLosses, ExpertRank, Experts, ParameterRole};
 pub use family::{FieldProblem, HfExtras, HfWeights, Model, ModelError, ModelFamily, Registry};
 pub use initial::{Initial, initial_values};
 pub use tensor_plan::{Cut, Heads, Line, PlanError, Split, TensorPlan, TensorRank};

@@ -251,6 +251,7 @@ impl Trainer {
             loss: outcome.loss,
             grad_norm: outcome.grad_norm,
             expert_load: outcome.expert_loads.imbalance(),
+            auxiliary_loss: outcome.auxiliary_loss,
             lr: self.config.optimizer.lr * lr_factor,
             data_seconds,
             step_seconds,

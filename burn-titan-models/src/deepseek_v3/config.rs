@@ -1,5 +1,6 @@
 //! The shape of DeepSeek-V2 and V3, and the sizes that were published.
 
+use burn_titan_core::model::AuxiliaryLosses;
 use burn_titan_kernels::attention::MAX_HEAD_DIM;
 use burn_titan_kernels::{ExpertGroups, GroupScore, RouterScores, Routing};
 use serde::{Deserialize, Serialize};
@@ -68,6 +69,14 @@ pub struct DeepSeekV3Config {
     /// ([Wang et al., 2024](https://arxiv.org/abs/2408.15664)). With 0 they stay as they are; a model of softmax scores
     /// has none then.
     pub load_balance_rate: f64,
+    /// Factor of the balance loss of each sequence, which is added to the loss (DeepSeek-V3, equation
+    /// 17; of V2's three balance losses, that of experts); 0 for none.
+    #[serde(default)]
+    pub sequence_balance_loss: f64,
+    /// Factor of the loss that keeps the router's logits small ([ST-MoE](https://arxiv.org/abs/2202.08906), equation 5);
+    /// 0 for none.
+    #[serde(default)]
+    pub router_z_loss: f64,
     /// Rows of the embedding, at least the tokenizer's tokens.
     pub vocab_size: usize,
     /// Added to the mean square in RMSNorm.
@@ -152,6 +161,8 @@ impl DeepSeekV3Config {
         rules.above_0(&[("route_scale", self.route_scale)]);
         rules.single_precision("route_scale", self.route_scale);
         rules.at_least_0("load_balance_rate", self.load_balance_rate);
+        rules.at_least_0("sequence_balance_loss", self.sequence_balance_loss);
+        rules.at_least_0("router_z_loss", self.router_z_loss);
         // DeepSeek-V2's code has one or the other.
         if self.scores == ExpertScores::Softmax && self.renormalise && self.route_scale != 1.0 {
             let scale = self.route_scale;
@@ -179,6 +190,12 @@ impl DeepSeekV3Config {
             scale: self.route_scale,
             groups: (self.n_groups > 1).then_some(groups),
         }
+    }
+
+    /// What layers add to the loss.
+    pub fn auxiliary_losses(&self) -> AuxiliaryLosses {
+        let Self { sequence_balance_loss: sequence_balance, router_z_loss: router_z, .. } = *self;
+        AuxiliaryLosses { sequence_balance, router_z }
     }
 
     /// All parameters, those that balance experts included. Saturates where a size is absurd, which

@@ -37,6 +37,7 @@ pub(super) fn flavor(name: &str) -> Option<DeepSeekV3Config> {
             n_experts: 64,
             expert_dim: 1408,
             route_scale: 1.0,
+            sequence_balance_loss: 1e-3,
             n_groups: 1,
             chosen_groups: 1,
             rope_scaling: v2.rope_scaling.map(|yarn| Yarn {
@@ -76,6 +77,8 @@ fn v3() -> DeepSeekV3Config {
         n_groups: 8,
         chosen_groups: 4,
         load_balance_rate: 1e-3,
+        sequence_balance_loss: 1e-4,
+        router_z_loss: 0.0,
         vocab_size: 129_280,
         norm_eps: 1e-6,
         rope_theta: 10_000.0,
@@ -107,6 +110,7 @@ fn v2() -> DeepSeekV3Config {
         route_scale: 16.0,
         chosen_groups: 3,
         load_balance_rate: 0.0,
+        sequence_balance_loss: 3e-3,
         vocab_size: 102_400,
         ..v3()
     }

@@ -121,6 +121,8 @@ impl HuggingFace for DeepSeekV3Config {
             n_groups,
             chosen_groups,
             load_balance_rate: 0.0,
+            sequence_balance_loss: 0.0,
+            router_z_loss: 0.0,
             vocab_size: keys.required_size("vocab_size")?,
             norm_eps: keys.number("rms_norm_eps")?.unwrap_or(DEFAULT_NORM_EPS),
             rope_theta,

@@ -76,6 +76,7 @@ fn moe_config(config: &DeepSeekV3Config, layer: usize) -> MoeConfig {
         shared_dim: config.n_shared_experts * config.expert_dim,
         routing: config.routing(),
         balanced: config.balanced(),
+        losses: config.auxiliary_losses(),
         layer,
     }
 }
@@ -90,6 +91,7 @@ fn experts(config: &DeepSeekV3Config) -> Option<Experts> {
         layers: layers.len(),
         biases: if config.balanced() { layers.map(bias).collect() } else { vec![] },
         bias_rate: config.load_balance_rate,
+        losses: config.auxiliary_losses(),
     })
 }
 

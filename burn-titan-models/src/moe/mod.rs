@@ -14,8 +14,11 @@ pub use router::Router;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use burn_titan_core::model::{Context, Line, ParameterRole, Site, Split, Workload};
-use burn_titan_kernels::Routing;
+use burn_titan_core::model::{
+    AuxiliaryLosses, Beside, Context, ExpertLayer, Line, Mixture, ParameterRole, Site, Split,
+    Workload,
+};
+use burn_titan_kernels::{Routed, Routing};
 
 use crate::block::Sublayer;
 use crate::feed_forward::FeedForward;
@@ -37,6 +40,8 @@ pub struct MoeConfig {
     pub routing: Routing,
     /// Whether a number for each expert balances the choice.
     pub balanced: bool,
+    /// What the choice adds to the loss.
+    pub losses: AuxiliaryLosses,
     /// The how-manieth layer with experts it is, from 0.
     pub layer: usize,
 }
@@ -91,21 +96,29 @@ pub fn role(name: &str) -> ParameterRole {
     }
 }
 
+impl Mixture for MixtureOfExperts {
+    fn layer(&self) -> ExpertLayer {
+        let MoeConfig { layer, experts, losses, .. } = self.config;
+        ExpertLayer { layer, experts, losses }
+    }
+
+    fn route(&self, tokens: Tensor<2>) -> Routed {
+        self.router.forward(tokens, &self.config.routing)
+    }
+
+    fn compute(&self, rows: Tensor<2>, counts: &[usize]) -> Tensor<2> {
+        self.experts.forward(rows, counts)
+    }
+
+    fn beside(&self) -> Option<Beside<'_>> {
+        let shared = self.shared_experts.as_ref()?;
+        Some(Box::new(|x, context| shared.forward(x, context)))
+    }
+}
+
 impl Sublayer for MixtureOfExperts {
     fn forward(&self, x: Tensor<3>, context: &Context) -> Tensor<3> {
-        let MoeConfig { layer, experts, routing, .. } = &self.config;
-        let shared = self.shared_experts.as_ref().map(|shared| (shared, x.clone()));
-        let routed = context.experts(
-            x,
-            *layer,
-            *experts,
-            |tokens| self.router.forward(tokens, routing),
-            |rows, counts| self.experts.forward(rows, counts),
-        );
-        match shared {
-            Some((shared, x)) => routed + shared.forward(x, context),
-            None => routed,
-        }
+        context.experts(x, self)
     }
 
     fn sites(&self, dim: usize) -> Option<Vec<Site>> {

@@ -27,12 +27,15 @@ pub(super) struct Sizes {
     ranks: usize,
     /// Whether shared experts take the input too.
     shared: bool,
+    /// Numbers that losses keep of each score.
+    of_losses: usize,
 }
 
 impl Sizes {
     pub(super) fn new(mixture: &MixtureOfExperts, workload: &Workload) -> Self {
         let MixtureOfExperts { experts, shared_experts, config, .. } = mixture;
-        let MoeConfig { dim, experts: scored, routing, .. } = config;
+        let MoeConfig { dim, experts: scored, routing, losses, .. } = config;
+        let of_loss = |factor: f64, numbers: usize| if factor > 0.0 { numbers } else { 0 };
         let ranks = workload.sharing.expert_ranks;
         let tokens = match ranks {
             1 => workload.tokens(),
@@ -48,6 +51,8 @@ impl Sizes {
             rows: tokens * routing.top_k,
             ranks,
             shared: shared_experts.is_some(),
+            // Shares and loads; exponentials of the logits.
+            of_losses: of_loss(losses.sequence_balance, 2) + of_loss(losses.router_z, 1),
         }
     }
 
@@ -119,8 +124,10 @@ impl Sizes {
         tape.free(not_kept(inside));
         self.exchange(tape);
         tape.hold(self.routed()); // the sum of each token
-        if !keep {
-            let [_, numbers] = self.scores();
+        let [scores, numbers] = self.scores();
+        if keep {
+            tape.hold_bytes(self.of_losses as u64 * scores);
+        } else {
             tape.free(outside);
             tape.free_bytes(numbers);
         }
@@ -199,7 +206,7 @@ impl Sizes {
             tape.pass_bytes(results * single(elements));
             tape.hold_bytes(single(elements));
         }
-        tape.free_bytes(2 * scores + numbers);
+        tape.free_bytes((2 + self.of_losses as u64) * scores + numbers);
         if !tape.is_single() {
             for (elements, read) in [matrix, tokens].into_iter().zip(self.read_by_router(tape)) {
                 tape.free_bytes(read);

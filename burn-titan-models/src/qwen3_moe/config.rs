@@ -1,5 +1,6 @@
 //! The shape of a Qwen3 model with experts, and the sizes that were published.
 
+use burn_titan_core::model::AuxiliaryLosses;
 use burn_titan_kernels::attention::MAX_HEAD_DIM;
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +35,14 @@ pub struct Qwen3MoeConfig {
     /// How far a step moves the numbers that balance the choice of experts
     /// ([Wang et al., 2024](https://arxiv.org/abs/2408.15664)); 0 for none, as the published models have it.
     pub load_balance_rate: f64,
+    /// Factor of the balance loss of each sequence, which is added to the loss ([DeepSeek-V3](https://arxiv.org/abs/2412.19437),
+    /// equation 17); 0 for none.
+    #[serde(default)]
+    pub sequence_balance_loss: f64,
+    /// Factor of the loss that keeps the router's logits small ([ST-MoE](https://arxiv.org/abs/2202.08906), equation 5);
+    /// 0 for none.
+    #[serde(default)]
+    pub router_z_loss: f64,
     /// Rows of the embedding, at least the tokenizer's tokens.
     pub vocab_size: usize,
     /// Added to the mean square in RMSNorm, those of queries and keys included.
@@ -64,6 +73,8 @@ impl ModelConfig for Qwen3MoeConfig {
             expert_dim: 768,
             renormalise: true,
             load_balance_rate: 0.0,
+            sequence_balance_loss: 0.0,
+            router_z_loss: 0.0,
             vocab_size: 151_936,
             norm_eps: 1e-6,
             rope_theta: 1_000_000.0,
@@ -118,6 +129,8 @@ impl ModelConfig for Qwen3MoeConfig {
         rules.above_0(&[("norm_eps", self.norm_eps), ("rope_theta", self.rope_theta)]);
         rules.single_precision("norm_eps", self.norm_eps);
         rules.at_least_0("load_balance_rate", self.load_balance_rate);
+        rules.at_least_0("sequence_balance_loss", self.sequence_balance_loss);
+        rules.at_least_0("router_z_loss", self.router_z_loss);
         rules.countable(self.checked_parameter_count());
         rules.problems
     }
@@ -127,6 +140,12 @@ impl Qwen3MoeConfig {
     /// Whether numbers balance the choice of experts.
     pub fn balanced(&self) -> bool {
         self.load_balance_rate > 0.0
+    }
+
+    /// What layers add to the loss.
+    pub fn auxiliary_losses(&self) -> AuxiliaryLosses {
+        let Self { sequence_balance_loss: sequence_balance, router_z_loss: router_z, .. } = *self;
+        AuxiliaryLosses { sequence_balance, router_z }
     }
 
     /// All parameters; tied weights count once. Saturates where a size is absurd, which

@@ -60,6 +60,8 @@ impl HuggingFace for Qwen3MoeConfig {
             expert_dim: keys.required_size("moe_intermediate_size")?,
             renormalise: keys.flag("norm_topk_prob")?.unwrap_or(false),
             load_balance_rate: 0.0,
+            sequence_balance_loss: 0.0,
+            router_z_loss: 0.0,
             vocab_size: keys.required_size("vocab_size")?,
             norm_eps: keys.number("rms_norm_eps")?.unwrap_or(DEFAULT_NORM_EPS),
             rope_theta,

@@ -74,6 +74,7 @@ fn moe_config(config: &Qwen3MoeConfig, layer: usize) -> MoeConfig {
             groups: None,
         },
         balanced: config.balanced(),
+        losses: config.auxiliary_losses(),
         layer,
     }
 }
@@ -89,6 +90,7 @@ fn experts(config: &Qwen3MoeConfig) -> Experts {
             false => vec![],
         },
         bias_rate: config.load_balance_rate,
+        losses: config.auxiliary_losses(),
     }
 }
 

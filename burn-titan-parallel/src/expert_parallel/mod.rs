@@ -87,20 +87,30 @@ impl ExpertParallel {
         Arrival { sent, received, order, back, counts: counts.collect() }
     }
 
-    /// Sends rows to the ranks that have their experts.
+    /// Sends rows to the ranks that have their experts, and does something else while they travel.
     ///
     /// # Shapes
     /// - `rows`: `[rows, dim]`, in the order of experts, as many as [`ExpertParallel::arrival`] was told
-    /// - result: `[rows that came, dim]`, in the order of this rank's experts, and for each in that of ranks
-    pub fn dispatch(&self, rows: Tensor<2>, arrival: &Arrival) -> Tensor<2> {
+    /// - result: `[rows that came, dim]`, in the order of this rank's experts, and for each in that of ranks; and what
+    ///   `meanwhile` gives
+    pub fn dispatch<T>(
+        &self,
+        rows: Tensor<2>,
+        arrival: &Arrival,
+        meanwhile: impl FnOnce() -> T,
+    ) -> (Tensor<2>, T) {
         let (there, back) = (self.clone(), self.clone());
         let (a, b) = (arrival.clone(), arrival.clone());
-        differentiable([rows], |[rows]| {
-            let came = there.exchange(rows, &a.sent, &a.received);
+        let mut other = None;
+        let rows = differentiable([rows], |[rows]| {
+            let travelling = there.begin(rows, &a.sent, &a.received);
+            other = Some(meanwhile());
+            let came = there.finish(travelling);
             let send =
                 move |gradient| [back.exchange(in_order(gradient, &b.back), &b.received, &b.sent)];
             (in_order(came, &a.order), Box::new(send))
-        })
+        });
+        (rows, other.expect("it has run"))
     }
 
     /// Sends what the experts made of rows back to where these came from.
@@ -121,17 +131,33 @@ impl ExpertParallel {
 
     /// Sends so many rows to each rank, and gets so many of each.
     fn exchange(&self, rows: Tensor<2>, send: &[usize], receive: &[usize]) -> Tensor<2> {
+        self.finish(self.begin(rows, send, receive))
+    }
+
+    fn begin(&self, rows: Tensor<2>, send: &[usize], receive: &[usize]) -> Travelling {
         let [count, dim] = rows.dims();
-        let (device, dtype) = (rows.device(), rows.dtype());
+        let kind = (rows.device(), rows.dtype());
         let elements = |rows: &[usize]| rows.iter().map(|rows| rows * dim).collect::<Vec<_>>();
-        let came: usize = receive.iter().sum();
         let flat = shaped(rows, [count * dim]);
-        let work: Work<Buffer> = self
+        let work = self
             .peers
             .begin(|peers| peers.all_to_all(flat.into(), &elements(send), &elements(receive)));
-        let nothing = || Tensor::<1>::zeros([came * dim], (&device, dtype)).into();
-        shaped(self.peers.settle(work, nothing).float(), [came, dim])
+        Travelling { work, dims: [receive.iter().sum(), dim], kind }
     }
+
+    fn finish(&self, travelling: Travelling) -> Tensor<2> {
+        let Travelling { work, dims, kind: (device, dtype) } = travelling;
+        let nothing = || Tensor::<1>::zeros([dims[0] * dims[1]], (&device, dtype)).into();
+        shaped(self.peers.settle(work, nothing).float(), dims)
+    }
+}
+
+/// Rows on their way.
+struct Travelling {
+    work: Work<Buffer>,
+    /// Of what comes.
+    dims: [usize; 2],
+    kind: (Device, DType),
 }
 
 /// Rows in another order.

@@ -31,7 +31,7 @@ fn exchanged(counts: &[Vec<usize>]) {
             .collect();
         let x = rows(&own, &device).autodiff().require_grad();
         let arrival = expert.arrival(&counts[me], &device);
-        let came = expert.dispatch(x.clone(), &arrival);
+        let (came, ()) = expert.dispatch(x.clone(), &arrival, || ());
         // The rows of each of its experts, rank after rank.
         let mine = me * each..(me + 1) * each;
         let expected: Vec<f32> = mine

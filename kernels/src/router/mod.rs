@@ -22,7 +22,7 @@ use burn::backend::{Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::activation::{sigmoid, softmax};
 use burn::tensor::{Int, Tensor};
 
-pub use balance::{router_z_loss, sequence_balance_loss};
+pub use balance::{router_z_loss, sequence_balance_loss, sequence_loads};
 
 /// What the sum of the chosen scores is increased by before it divides them.
 const LEAST_SUM: f64 = 1e-20;
@@ -153,6 +153,8 @@ pub struct Routed {
     pub weights: Tensor<2>,
     /// `[tokens, experts]`: the scores, without bias, for losses that balance loads.
     pub scores: Tensor<2>,
+    /// `[tokens, experts]`: what the scores are made of, for a loss that keeps it small.
+    pub logits: Tensor<2>,
 }
 
 /// The dispatched choice of [`route`].
@@ -204,8 +206,8 @@ pub fn route(logits: Tensor<2>, bias: Option<Tensor<1>>, routing: &Routing) -> R
         panic!("{error}");
     }
     let scores = match routing.scores {
-        RouterScores::Softmax => softmax(logits, 1),
-        RouterScores::Sigmoid => sigmoid(logits),
+        RouterScores::Softmax => softmax(logits.clone(), 1),
+        RouterScores::Sigmoid => sigmoid(logits.clone()),
     };
     let plain = scores.clone().inner();
     let bias = bias.map_or_else(
@@ -219,7 +221,7 @@ pub fn route(logits: Tensor<2>, bias: Option<Tensor<1>>, routing: &Routing) -> R
         routing.choice(),
     ));
     let weights = weights(scores.clone(), chosen.clone(), routing);
-    Routed { chosen, weights, scores }
+    Routed { chosen, weights, scores, logits }
 }
 
 /// The weights of the chosen experts.

@@ -11,8 +11,8 @@ use super::{GroupScore, Routed, RouterScores, Routing};
 pub fn route(logits: Tensor<2>, bias: Option<Tensor<1>>, routing: &Routing) -> Routed {
     let [tokens, experts] = logits.dims();
     let scores = match routing.scores {
-        RouterScores::Softmax => softmax(logits, 1),
-        RouterScores::Sigmoid => sigmoid(logits),
+        RouterScores::Softmax => softmax(logits.clone(), 1),
+        RouterScores::Sigmoid => sigmoid(logits.clone()),
     };
     let bias = bias.map_or(vec![0.0; experts], |bias| numbers(bias.inner()));
     let all = numbers(scores.clone().inner());
@@ -26,7 +26,7 @@ pub fn route(logits: Tensor<2>, bias: Option<Tensor<1>>, routing: &Routing) -> R
     let weights = scores.clone().gather(1, chosen.clone());
     let sum = weights.clone().sum_dim(1) + 1e-20;
     let weights = if routing.renormalise { weights / sum } else { weights };
-    Routed { chosen, weights: weights * routing.scale, scores }
+    Routed { chosen, weights: weights * routing.scale, scores, logits }
 }
 
 fn numbers<const D: usize>(x: Tensor<D>) -> Vec<f64> {

@@ -12,7 +12,7 @@ model:
   overrides:
     {n_layers: 3, n_dense_layers: 1, dim: 44, n_heads: 6, q_lora_rank: 19, kv_lora_rank: 13, qk_nope_head_dim: 7,
      qk_rope_head_dim: 6, v_head_dim: 9, ffn_dim: 77, n_experts: 12, top_k: 3, expert_dim: 37, n_groups: 3,
-     vocab_size: 331}
+     vocab_size: 331, sequence_balance_loss: 0.3}
 data: {train: [{path: HERE/tokens.bin}]}
 training: {steps: 20, seq_len: 37, local_batch_size: 1, global_batch_size: 8}
 checkpoint: {enable: false}

@@ -11,9 +11,9 @@ model:
   name: qwen3_moe
   overrides:
     {n_layers: 4, dim: 36, n_heads: 6, n_kv_heads: 3, head_dim: 10, n_experts: 12, top_k: 3,
-     expert_dim: 37, vocab_size: 331}
+     expert_dim: 37, vocab_size: 331, sequence_balance_loss: 0.3, router_z_loss: 0.05}
 data: {train: [{path: HERE/tokens.bin}]}
-training: {steps: 20, seq_len: 37, local_batch_size: 1, global_batch_size: 8}
+training: {steps: 20, seq_len: 37, local_batch_size: 2, global_batch_size: 8}
 checkpoint: {enable: false}
 metrics: {tensorboard: false, peak_tflops: 1, log_interval: 1000}
 ";
@@ -43,6 +43,7 @@ fn every_mesh_equals_one_rank() {
     let one = experts();
     one.train(&[]);
     let (reference, met) = (curve(&one), loads(&one));
+    assert!(reference.iter().all(|row| row[2] > 0.3 * 4.0), "four layers add to the loss");
     assert!(met.iter().all(|layers| layers.len() == 4 && layers.iter().all(|load| *load >= 1.0)));
     let zero_bubble = "parallelism.pipeline_parallel_schedule=zb1p";
     let always = "parallelism.fsdp_reshard_after_forward=always";

@@ -4,27 +4,53 @@ use burn::tensor::Tensor;
 use burn_titan_kernels::{ExpertOrder, Routed, permute, unpermute};
 
 use super::Context;
+use crate::model::AuxiliaryLosses;
+
+/// A layer with experts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ExpertLayer {
+    /// The how-manieth layer with experts it is, from 0.
+    pub layer: usize,
+    /// Experts that its router chooses from.
+    pub experts: usize,
+    /// What its choice adds to the loss.
+    pub losses: AuxiliaryLosses,
+}
+
+/// Experts and who chooses among them, as [`Context::experts`] runs them.
+pub trait Mixture {
+    /// Which layer it is.
+    fn layer(&self) -> ExpertLayer;
+
+    /// Chooses the experts of the tokens that this rank routes, `[tokens, dim]`.
+    fn route(&self, tokens: Tensor<2>) -> Routed;
+
+    /// What this rank's experts make of the rows that were sent to them, `[rows, dim]`, in the order of experts, with
+    /// the rows of each.
+    fn compute(&self, rows: Tensor<2>, counts: &[usize]) -> Tensor<2>;
+
+    /// What every token of the residual stream gets besides, if anything. It runs while rows travel to their experts.
+    fn beside(&self) -> Option<Beside<'_>> {
+        None
+    }
+}
+
+/// A sub-module of the residual stream.
+pub type Beside<'a> = Box<dyn FnOnce(Tensor<3>, &Context) -> Tensor<3> + 'a>;
 
 impl Context {
     /// Experts: each token of `x`, hidden states of the residual stream, meets those that a router chooses for it, and
     /// gets the sum of what they give, weighted by the router.
     ///
-    /// `layer` counts the layers that have experts, of which this one has so many. `route` gets the tokens that this
-    /// rank routes, `[tokens, dim]`, and chooses. `compute` is what this rank's experts do with the rows that were sent
-    /// to them, `[rows, dim]`, in the order of experts, with the rows of each. With `tensor` parallelism alone, every
-    /// rank has a part of each expert, and routes all tokens, to the same experts; where experts are dealt out, the mesh
-    /// puts its exchanges around `compute`, and every rank routes tokens of its own.
-    pub fn experts(
-        &self,
-        x: Tensor<3>,
-        layer: usize,
-        experts: usize,
-        route: impl FnOnce(Tensor<2>) -> Routed,
-        compute: impl FnOnce(Tensor<2>, &[usize]) -> Tensor<2>,
-    ) -> Tensor<3> {
+    /// With `tensor` parallelism alone, every rank has a part of each expert, and routes all tokens, to the same
+    /// experts; where experts are dealt out, the mesh puts its exchanges around what they compute, and every rank routes
+    /// tokens of its own.
+    pub fn experts(&self, x: Tensor<3>, mixture: &impl Mixture) -> Tensor<3> {
         let (tensor, expert) = (&self.parallel.tensor, &self.parallel.expert);
+        let layer = mixture.layer();
         let dims @ [batch, seq] = self.tokens.dims();
         let dealt = expert.peers().several();
+        let beside = mixture.beside().map(|beside| (beside, x.clone()));
         let tokens = match dealt {
             true => tensor.share(x, dims),
             false => {
@@ -33,28 +59,34 @@ impl Context {
                 x.reshape([batch * seq, dim])
             }
         };
-        let Routed { chosen, weights, .. } = route(tokens.clone());
-        let order = ExpertOrder::new(&chosen, experts);
+        let routed = mixture.route(tokens.clone());
+        let order = ExpertOrder::new(&routed.chosen, layer.experts);
         if dealt || tensor.peers().rank() == 0 {
             // A forward that is repeated for the backward counts once.
             let counts = || order.counts().to_vec();
-            self.loads.borrow_mut().entry(layer).or_insert_with(counts);
+            self.loads.borrow_mut().entry(layer.layer).or_insert_with(counts);
         }
         let rows = permute(tokens, &order);
-        let rows = if dealt {
+        let beside = || beside.map(|(beside, x)| beside(x, self));
+        let (rows, beside) = if dealt {
             let arrival = expert.arrival(order.counts(), &rows.device());
-            let rows = expert.dispatch(rows, &arrival);
-            expert.combine(compute(rows, arrival.counts()), &arrival)
+            let (rows, beside) = expert.dispatch(rows, &arrival, beside);
+            (expert.combine(mixture.compute(rows, arrival.counts()), &arrival), beside)
         } else {
-            compute(rows, order.counts())
+            (mixture.compute(rows, order.counts()), beside())
         };
-        let y = unpermute(rows, weights, &order);
-        match dealt {
+        let y = unpermute(rows, routed.weights.clone(), &order);
+        let y = self.with_losses(y, routed, &layer, dealt);
+        let y = match dealt {
             true => tensor.unite(y, dims),
             false => {
                 let dim = y.dims()[1];
                 tensor.leave(y.reshape([batch, seq, dim]))
             }
+        };
+        match beside {
+            Some(beside) => y + beside,
+            None => y,
         }
     }
 }
