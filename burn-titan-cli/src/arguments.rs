@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use burn_titan_core::config::{SourceFormat, TokenDtype};
+use burn_titan_core::plan::Hardware;
 use burn_titan_parallel::launch::{Flags, MOST_RANKS, Rendezvous};
 use clap::{Args, Parser, Subcommand};
 
@@ -46,6 +47,9 @@ pub enum Command {
         /// For so many ranks; without it, for as few as its degrees make
         #[arg(long, value_name = "N", value_parser = ranks)]
         ranks: Option<usize>,
+        /// The least time of a step on GPUs of this name: a100, h100, h200
+        #[arg(long, value_name = "NAME")]
+        hardware: Option<Hardware>,
         /// Print JSON: bytes and counts, unrounded
         #[arg(long)]
         json: bool,

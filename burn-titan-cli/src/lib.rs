@@ -61,8 +61,8 @@ fn run(registry: &Arc<Registry>, command: Command) -> Result<(), TrainError> {
     match command {
         Command::Train { config, ranks } => train::train(registry, config, &ranks),
         Command::Validate { config, ranks } => train::validate(registry, &config, ranks),
-        Command::Plan { config, ranks, json, svg } => {
-            plan::print(registry, &config, ranks, json, svg.as_deref())
+        Command::Plan { config, ranks, hardware, json, svg } => {
+            plan::print(registry, &config, ranks, hardware, json, svg.as_deref())
         }
         Command::Generate(options) => generate::generate(registry, &options),
         Command::Eval(options) => evaluate::evaluate(registry, &options),

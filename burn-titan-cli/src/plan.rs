@@ -4,17 +4,20 @@ use std::fmt::Write;
 use std::path::Path;
 
 use burn_titan_core::model::Registry;
-use burn_titan_core::plan::{PipelinePlan, PipelineRank, Plan, StagePlan, fewest_ranks, plan};
+use burn_titan_core::plan::{
+    Estimate, Hardware, PipelinePlan, PipelineRank, Plan, StagePlan, fewest_ranks, plan,
+};
 use burn_titan_core::trainer::{TrainError, prepare};
 
 use crate::arguments::ConfigArguments;
 use crate::output;
 
-/// Prints the plan of a config, for `ranks` ranks or for as few as its degrees make.
+/// Prints the plan of a config, for `ranks` ranks or for as few as its degrees make, and what it comes to on hardware.
 pub fn print(
     registry: &Registry,
     arguments: &ConfigArguments,
     ranks: Option<usize>,
+    hardware: Option<Hardware>,
     json: bool,
     svg: Option<&Path>,
 ) -> Result<(), TrainError> {
@@ -24,11 +27,16 @@ pub fn print(
     if let Some(path) = svg {
         draw(&plan, path)?;
     }
+    let compute = prepared.config.precision.compute;
+    let estimate = hardware.map(|hardware| Estimate::new(&plan, hardware, compute));
     if json {
-        let value = serde_json::to_value(&plan).unwrap_or_default();
+        let mut value = serde_json::to_value(&plan).unwrap_or_default();
+        if let Some(estimate) = estimate {
+            value["estimate"] = serde_json::to_value(estimate).unwrap_or_default();
+        }
         return output::line(&format!("{value:#}"));
     }
-    output::write(&text(&plan))
+    output::write(&text(&plan, estimate.as_ref()))
 }
 
 /// Writes the picture of the pipeline's time line.
@@ -41,11 +49,40 @@ fn draw(plan: &Plan, path: &Path) -> Result<(), TrainError> {
     std::fs::write(path, &pipeline.svg).map_err(|error| failed(error.to_string()))
 }
 
-fn text(plan: &Plan) -> String {
+fn text(plan: &Plan, estimate: Option<&Estimate>) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
     let _ = write_plan(&mut text, plan);
+    if let Some(estimate) = estimate {
+        let _ = write_estimate(&mut text, plan, estimate);
+    }
     text
+}
+
+fn write_estimate(out: &mut String, plan: &Plan, estimate: &Estimate) -> std::fmt::Result {
+    let Estimate { hardware, fits, compute_seconds, bubble_seconds, exchanges } = estimate;
+    writeln!(
+        out,
+        "\n{}, at rates that no program reaches: {} TFLOP/s in bf16, {} GB/s to the {} GPUs of a host, {} GB/s to others",
+        hardware.name,
+        hardware.bfloat16_tflops,
+        hardware.inside_gb_per_second,
+        hardware.host_gpus,
+        hardware.outside_gb_per_second
+    )?;
+    let (peak, memory) = (bytes(plan.memory.peak.bytes), bytes(hardware.memory));
+    let verdict = if *fits { "fits into" } else { "DOES NOT FIT into" };
+    writeln!(out, "memory        {peak} {verdict} {memory}")?;
+    writeln!(out, "compute       {compute_seconds:.3} s; with the bubble {bubble_seconds:.3} s")?;
+    for exchange in exchanges {
+        let place = if exchange.inside { "in a host" } else { "between hosts" };
+        writeln!(out, "{:<14}{:.3} s {place}", exchange.axis, exchange.seconds)?;
+    }
+    let [least, most] = estimate.seconds();
+    writeln!(
+        out,
+        "step          {least:.3} s where computation waits for no exchange, {most:.3} s where it waits for all"
+    )
 }
 
 fn write_plan(out: &mut String, plan: &Plan) -> std::fmt::Result {

@@ -93,6 +93,51 @@ fn the_largest_model_on_many_ranks_takes_no_time() {
     }
 }
 
+/// 16 stages of 128 ranks, of which 64 have all experts together.
+#[test]
+fn experts_on_two_thousand_gpus() {
+    let sandbox = Sandbox::new();
+    let config = "model: {name: deepseek_v3, flavor: 671b}\ndata: {train: [{path: tokens.bin}]}\n\
+        training: {device: cuda, seq_len: 4096, local_batch_size: 1, global_batch_size: 15360}\n\
+        precision: {compute: bfloat16}\nactivation_checkpoint: {mode: full}\n\
+        parallelism: {pipeline_parallel_degree: 16, pipeline_parallel_schedule: dualpipev, \
+        expert_parallel_degree: 64}\n";
+    sandbox.write("experts.yaml", config.as_bytes());
+    let words = ["plan", "experts.yaml", "--ranks", "2048", "--hardware", "h100"];
+    let start = Instant::now();
+    let text = sandbox.succeed(&words);
+    let seconds = start.elapsed().as_secs_f64();
+    assert!(seconds < 5.0, "{seconds} s");
+    let plan: Value =
+        serde_json::from_str(&sandbox.succeed(&[&words[..], &["--json"]].concat())).expect("JSON");
+    let axis = |name: &str| {
+        let sent = plan["sent"].as_array().expect("axes").iter();
+        let sent = sent.filter(|sent| sent["axis"] == name).collect::<Vec<_>>();
+        (sent[0]["ranks"].as_u64().expect("ranks"), sent[0]["bytes"].as_u64().expect("bytes"))
+    };
+    assert_eq!((axis("ep").0, axis("ep_shard").0, axis("dp_shard").0), (64, 2, 128), "{text}");
+    assert!(plan["pipeline"]["bubble"].as_f64().expect("a bubble") < 0.5, "{text}");
+    // The router sends an eighth of 8 rows a token to every eighth of the ranks: each layer's rows leave the rank twice
+    // in the forward, which is run again, and twice in the backward.
+    let (layers, micro_batches) = (4.0, 120.0);
+    let rows = 4096.0 * 8.0 * 7168.0 * 2.0 * 63.0 / 64.0;
+    let share = axis("ep").1 as f64 / (layers * micro_batches * rows * 6.0);
+    assert!((0.9..1.1).contains(&share), "{share}\n{text}");
+    let estimate = &plan["estimate"];
+    assert_eq!(estimate["hardware"]["name"], "h100");
+    let fits = plan["memory"]["peak"]["bytes"].as_u64() <= estimate["hardware"]["memory"].as_u64();
+    assert_eq!(estimate["fits"], fits, "{text}");
+    let place = |axis: &str| text.lines().filter(|line| line.starts_with(axis)).next_back();
+    assert!(place("ep ").expect("ep").ends_with("s between hosts"), "{text}");
+    let ended = sandbox.run(&["plan", "experts.yaml", "--hardware", "abacus"]);
+    assert_eq!(ended.code, Some(2));
+    assert!(
+        ended.stderr.contains("no hardware is named `abacus`: there are a100"),
+        "{}",
+        ended.stderr
+    );
+}
+
 #[test]
 fn ranks_that_make_no_mesh_are_refused() {
     let ended = Sandbox::new().run(&[&["plan", "run.yaml", "--ranks", "3"], &HSDP[..]].concat());

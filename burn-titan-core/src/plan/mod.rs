@@ -5,9 +5,11 @@
 //! the sizes of what each action handles ([`plan`]).
 
 mod exchanges;
+mod hardware;
 mod pipeline;
 mod sizes;
 
+pub use hardware::{Estimate, ExchangeEstimate, Hardware, UnknownHardware};
 pub use pipeline::{PipelinePlan, PipelineRank, StagePlan};
 
 use burn_titan_parallel::check::{
@@ -118,6 +120,8 @@ pub struct Traffic {
     pub axis: String,
     /// Ranks that exchange.
     pub ranks: usize,
+    /// Neighbouring ranks of which these are some, from the first of them to the last.
+    pub span: usize,
     /// Collective operations.
     pub operations: usize,
     /// Payload that the rank sends, in bytes, with the algorithms of the communicators `local` and `tcp`
@@ -220,7 +224,7 @@ pub fn plan(prepared: &Prepared, ranks: usize) -> Result<Plan, TrainError> {
             flops: tokens as f64 * model.flops_per_token(training.seq_len),
         },
         memory: rank_memory(&footprints[most], not_counted),
-        sent: traffic(class),
+        sent: traffic(class, &mesh),
         pipeline: pipeline
             .map(|pipeline| PipelinePlan::new(config, model, &pipeline, &classes, &footprints))
             .transpose()?,
@@ -265,13 +269,14 @@ fn rank_memory(footprint: &Footprint, not_counted: Vec<String>) -> RankMemory {
 }
 
 /// What the first rank sends.
-fn traffic(class: &Class) -> Vec<Traffic> {
+fn traffic(class: &Class, mesh: &Mesh) -> Vec<Traffic> {
     let Class { program, sizes } = class;
     let mut sent: Vec<Traffic> = Scope::ALL
         .into_iter()
         .map(|scope| {
             let (axis, ranks) = (scope.to_string(), sizes.ranks(scope));
-            Traffic { axis, ranks, operations: 0, bytes: 0 }
+            let span = mesh.group_of(0, scope.axes()).last().map_or(1, |last| last + 1);
+            Traffic { axis, ranks, span, operations: 0, bytes: 0 }
         })
         .collect();
     for action in &program.actions {

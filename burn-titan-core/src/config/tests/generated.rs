@@ -37,6 +37,8 @@ fn the_schema_file_is_fresh() {
 #[test]
 fn the_bundled_configs_are_valid() {
     for name in [
+        "configs/deepseek_v3_671b.yaml",
+        "configs/deepseek_v3_debug.yaml",
         "configs/llama3_debug.yaml",
         "configs/llama3_wgpu_ci.yaml",
         "configs/qwen3_debug.yaml",
