@@ -30,6 +30,7 @@ pub mod embedding;
 mod flex;
 pub mod grouped_matmul;
 pub mod inject;
+pub mod launches;
 pub mod linear;
 pub mod norm;
 pub mod permute;

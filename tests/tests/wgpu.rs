@@ -63,11 +63,20 @@ fn wgpu_follows_flex() {
         ("wgpu", 2, false, &pp),
     ];
     for how in ways {
-        let wgpu = losses(how);
-        assert_eq!((flex.len(), wgpu.len()), (5, 5));
-        for (step, (flex, wgpu)) in flex.iter().zip(&wgpu).enumerate() {
-            println!("step {}: flex {flex:.6}, difference {:.1e}", step + 1, (flex - wgpu).abs());
-            assert!((flex - wgpu).abs() < 1e-4, "{how:?}, step {}: {flex} {wgpu}", step + 1);
-        }
+        assert_close(&format!("{how:?}"), &flex, &losses(how));
+    }
+    let experts = "model={name: qwen3_moe, overrides: {n_layers: 2, dim: 64, n_heads: 4, n_kv_heads: 2, \
+                   head_dim: 16, n_experts: 6, top_k: 2, expert_dim: 40, sequence_balance_loss: 0.1}}";
+    let dealt = [experts, "parallelism.expert_parallel_degree=3", "training.local_batch_size=1"];
+    let flex = losses(("flex", 1, false, &[experts]));
+    assert_close("experts", &flex, &losses(("wgpu", 1, false, &[experts])));
+    assert_close("dealt experts", &flex, &losses(("wgpu", 3, false, &dealt)));
+}
+
+fn assert_close(name: &str, flex: &[f64], wgpu: &[f64]) {
+    assert_eq!((flex.len(), wgpu.len()), (5, 5), "{name}");
+    for (step, (flex, wgpu)) in flex.iter().zip(wgpu).enumerate() {
+        println!("step {}: flex {flex:.6}, difference {:.1e}", step + 1, (flex - wgpu).abs());
+        assert!((flex - wgpu).abs() < 1e-4, "{name}, step {}: {flex} {wgpu}", step + 1);
     }
 }

@@ -184,6 +184,9 @@ pub struct StepArguments {
     /// Steps to train; the first is not counted
     #[arg(long, default_value = "10", value_parser = at_least_two)]
     pub steps: usize,
+    /// Say what a step's time is made of, by kinds of kernels; trains some more steps. Not on flex
+    #[arg(long)]
+    pub profile: bool,
     /// Write the numbers to this file, too
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,

@@ -15,6 +15,7 @@ mod loss;
 mod matmul;
 mod measure;
 mod optimizer;
+mod profile;
 mod report;
 mod step;
 mod summary;

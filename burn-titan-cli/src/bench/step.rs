@@ -12,32 +12,48 @@ use serde_json::json;
 use super::arguments::StepArguments;
 use super::ceilings::Ceilings;
 use super::measure::{Stopwatch, Timing, name_of};
+use super::profile::{self, Kind};
 use super::report::{ceilings_line, write_json};
 use crate::output;
 
 pub fn run(registry: &Registry, arguments: &StepArguments) -> Result<(), TrainError> {
     let words = &arguments.config;
-    let Prepared { mut config, model } =
-        prepare(&words.config, &words.overrides, registry, Some(1))?;
+    let Prepared { config, model } = prepare(&words.config, &words.overrides, registry, Some(1))?;
     let work = Work::of(&config, &model)?;
     let parameters = model.parameter_count();
+    let stopwatch = stopwatch(&config)?;
+    let steps = train_for(registry, arguments, arguments.steps)?;
+    // After the run, whose peak of memory it would otherwise be a part of.
+    let ceilings = Ceilings::measure(&stopwatch)?;
+    let kinds = match arguments.profile {
+        true => profile::of_a_step(|steps| train_for(registry, arguments, steps).map(drop))?,
+        false => vec![],
+    };
+    let measured = Measured { parameters, work, ceilings, steps: &steps, kinds: &kinds };
+    measured.print(&stopwatch, arguments)
+}
+
+/// Trains so many steps, and says what each took.
+fn train_for(
+    registry: &Registry,
+    arguments: &StepArguments,
+    steps: usize,
+) -> Result<Vec<StepMetrics>, TrainError> {
+    let words = &arguments.config;
+    let Prepared { mut config, model } =
+        prepare(&words.config, &words.overrides, registry, Some(1))?;
     let folder = tempfile::tempdir().map_err(|error| TrainError::File {
         path: std::env::temp_dir().display().to_string(),
         cause: format!("cannot make a folder for the run: {error}"),
     })?;
     config.run.output_dir = Some(folder.path().to_owned());
-    config.training.steps = arguments.steps;
+    config.training.steps = steps;
     config.lr_scheduler.warmup_steps = 0;
     config.checkpoint.enable = false;
     config.validation.enable = false;
     config.metrics.tensorboard = false;
-    let stopwatch = stopwatch(&config)?;
     train(Prepared { config, model }, registry, World::alone())?;
-    let steps = read_metrics(&folder.path().join("metrics.jsonl"))?;
-    // After the run, whose peak of memory it would otherwise be a part of.
-    let ceilings = Ceilings::measure(&stopwatch)?;
-    let measured = Measured { parameters, work, ceilings, steps: &steps };
-    measured.print(&stopwatch, arguments)
+    Ok(read_metrics(&folder.path().join("metrics.jsonl"))?)
 }
 
 fn stopwatch(config: &Config) -> Result<Stopwatch, TrainError> {
@@ -83,6 +99,8 @@ struct Measured<'a> {
     work: Work,
     ceilings: Ceilings,
     steps: &'a [StepMetrics],
+    /// What a step's time is made of; nothing where that was not asked for.
+    kinds: &'a [Kind],
 }
 
 impl Measured<'_> {
@@ -123,6 +141,8 @@ impl Measured<'_> {
             matmul_seconds * 1e3,
             optimizer_seconds * 1e3,
         ))?;
+        let parts = profile::parts(self.kinds, median);
+        output::write(&profile::table(&parts))?;
         write_json(
             arguments.json.as_deref(),
             &json!({
@@ -146,6 +166,7 @@ impl Measured<'_> {
                     "seconds": floor,
                 },
                 "percent_of_ceiling": percent,
+                "profile": parts,
             }),
         )
     }

@@ -4,6 +4,7 @@ use std::process::Command;
 
 use burn_titan_core::metrics::read_metrics;
 
+use crate::processes::EXPERTS;
 use crate::sandbox::Sandbox;
 
 fn curve(sandbox: &Sandbox) -> Vec<(f64, f64)> {
@@ -29,6 +30,16 @@ fn mpirun_splits_models_as_threads_do() {
 #[test]
 fn mpirun_runs_pipelines_as_threads_do() {
     as_threads_do(&["parallelism.pipeline_parallel_degree=2", "training.global_batch_size=8"]);
+}
+
+/// As many rows to each rank as a router chose.
+#[test]
+fn mpirun_deals_experts_as_threads_do() {
+    as_threads_do(&[
+        EXPERTS,
+        "parallelism.tensor_parallel_degree=2",
+        "parallelism.expert_parallel_degree=4",
+    ]);
 }
 
 /// MPI adds in an order of its own.

@@ -38,6 +38,15 @@ fn curve(sandbox: &Sandbox) -> Vec<(u64, u64, u64)> {
     rows.iter().map(|m| (m.step, m.loss.to_bits(), m.grad_norm.to_bits())).collect()
 }
 
+/// Twelve experts of which a token meets three.
+pub const EXPERTS: &str = "model={name: qwen3_moe, overrides: {n_layers: 2, dim: 36, n_heads: 6, n_kv_heads: 3, \
+    head_dim: 10, n_experts: 12, top_k: 3, expert_dim: 37, vocab_size: 331, sequence_balance_loss: 0.1}}";
+
+/// A dense block, and one of experts beside one that all tokens meet.
+const SHARED_EXPERTS: &str = "model={name: deepseek_v3, overrides: {n_layers: 2, dim: 44, n_heads: 6, \
+    q_lora_rank: 19, kv_lora_rank: 13, qk_nope_head_dim: 7, qk_rope_head_dim: 6, v_head_dim: 9, ffn_dim: 77, \
+    n_experts: 12, top_k: 3, expert_dim: 37, n_groups: 3, vocab_size: 331}}";
+
 /// Threads are held against one rank in tests of their own; processes give the same bits as threads.
 fn processes_and_threads_agree(model: &[&str]) {
     let common = [
@@ -87,7 +96,11 @@ fn split_models() {
     const PP2: &str = "parallelism.pipeline_parallel_degree=2";
     const ZB: &str = "parallelism.pipeline_parallel_schedule=zb1p";
     const EIGHT: &str = "training.global_batch_size=8";
-    let cases: [(usize, &[&str]); 7] = [
+    const EP2: &str = "parallelism.expert_parallel_degree=2";
+    const EP4: &str = "parallelism.expert_parallel_degree=4";
+    let cases: [(usize, &[&str]); 9] = [
+        (4, &[EXPERTS, TP2, EP4]),
+        (4, &[SHARED_EXPERTS, PP2, EP2, EIGHT]),
         (2, &[PP2, ZB, EIGHT]),
         (4, &[PP2, TP2, EIGHT]),
         (2, &[TP2, CHUNKS]),

@@ -65,6 +65,8 @@ pub enum Site {
         experts: usize,
         /// Experts that each token meets.
         top_k: usize,
+        /// Whether a loss balances the experts of each sequence.
+        balance: bool,
     },
     /// [`Context::output`].
     Output {

@@ -35,8 +35,8 @@ impl SiteExchanges {
             Site::Leave { dim } | Site::Embedding { dim } => self.leave(stream(dim)),
             Site::ByToken { dim } => self.by_token(dim),
             Site::Output { dim } => self.output(dim, stream(dim)),
-            Site::Experts { dim, experts, top_k } => {
-                self.experts(stream(dim), experts, dim * top_k)
+            Site::Experts { dim, experts, top_k, balance } => {
+                self.experts(stream(dim), experts, dim * top_k, balance)
             }
             Site::Attention { key_heads, head_dim } => self.attention(key_heads, head_dim),
         }
@@ -89,15 +89,22 @@ impl SiteExchanges {
 
     /// How many rows go to which rank is seen only in the run: here, equally many to each. A token's rows are so wide
     /// together.
-    fn experts(&self, stream: (usize, usize), experts: usize, width: usize) -> Exchanges {
+    fn experts(
+        &self,
+        stream: (usize, usize),
+        experts: usize,
+        width: usize,
+        balance: bool,
+    ) -> Exchanges {
         let Sharing { tensor, expert_ranks: ranks, .. } = *self.sharing();
         let (enter, leave) = (self.enter(stream), self.leave(stream));
-        let around = |inside: Vec<Operation>| Exchanges {
-            forward: [enter.forward.clone(), inside.clone(), leave.forward.clone()].concat(),
-            backward: [leave.backward.clone(), inside, enter.backward.clone()].concat(),
+        let around = |forward: Vec<Operation>, backward: Vec<Operation>| Exchanges {
+            forward: [enter.forward.clone(), forward, leave.forward.clone()].concat(),
+            backward: [leave.backward.clone(), backward, enter.backward.clone()].concat(),
         };
+        let loads = if balance { self.loads(experts) } else { vec![] };
         if ranks == 1 {
-            return around(vec![]);
+            return around(loads, vec![]);
         }
         // Every rank of `tp` routes tokens of its own.
         let own = shard_range(self.workload.tokens(), tensor.ranks, 0).len() * width;
@@ -111,13 +118,28 @@ impl SiteExchanges {
         };
         let counts = operation(Kind::AllGather, ranks * experts, experts, Element::I32);
         let rows = operation(Kind::AllToAll, ranks * own, own, self.compute);
-        let Exchanges { mut forward, backward } = match tensor.sequence {
-            true => Exchanges { forward: vec![rows; 2], backward: vec![rows; 2] },
-            false => around(vec![rows; 2]),
+        let forward = [vec![counts, rows, rows], loads].concat();
+        match tensor.sequence {
+            true => Exchanges { forward, backward: vec![rows; 2] },
+            false => around(forward, vec![rows; 2]),
+        }
+    }
+
+    /// The loads of each sequence's experts, where ranks have parts of it.
+    fn loads(&self, experts: usize) -> Vec<Operation> {
+        let Sharing { tensor, expert_ranks, sequences, .. } = self.sharing();
+        let count = self.workload.batch * experts;
+        let sum = |scope| Operation {
+            scope,
+            kind: Kind::AllReduce,
+            unit: None,
+            count,
+            own: count,
+            element: Element::F32,
         };
-        let first = forward.iter().position(|operation| operation.kind == Kind::AllToAll);
-        forward.insert(first.unwrap_or(0), counts);
-        Exchanges { forward, backward }
+        let context = sequences.is_some().then(|| sum(Scope::Context));
+        let tensor = (*expert_ranks > 1 && tensor.ranks > 1).then(|| sum(Scope::Tensor));
+        context.into_iter().chain(tensor).collect()
     }
 
     fn output(&self, dim: usize, stream: (usize, usize)) -> Exchanges {

@@ -122,8 +122,13 @@ impl Sublayer for MixtureOfExperts {
     }
 
     fn sites(&self, dim: usize) -> Option<Vec<Site>> {
-        let MoeConfig { experts, routing, .. } = &self.config;
-        let mut sites = vec![Site::Experts { dim, experts: *experts, top_k: routing.top_k }];
+        let MoeConfig { experts, routing, losses, .. } = &self.config;
+        let mut sites = vec![Site::Experts {
+            dim,
+            experts: *experts,
+            top_k: routing.top_k,
+            balance: losses.sequence_balance > 0.0,
+        }];
         if let Some(shared) = &self.shared_experts {
             sites.extend(shared.sites(dim)?);
         }

@@ -1,4 +1,4 @@
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use burn_titan_kernels::router::reference;
 use burn_titan_kernels::{
     ExpertGroups, GroupScore, RouterScores, Routing, route, router_z_loss, sequence_balance_loss,

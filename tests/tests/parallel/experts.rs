@@ -78,6 +78,36 @@ fn every_mesh_equals_one_rank() {
     }
 }
 
+/// The models of `configs/`, at their own sizes.
+#[test]
+fn debug_flavors_equal_one_rank() {
+    let cases: [(usize, &[&str]); 8] = [
+        (2, &[EP2]),
+        (4, &[EP4]),
+        (2, &[TP2, EP2]),
+        (4, &[EP2]),
+        (4, &[TP2, EP4]),
+        (4, &[PP2, EP2]),
+        (2, &[CP2, EP2]),
+        (8, &[TP2, PP2, EP4]),
+    ];
+    for family in ["qwen3_moe", "deepseek_v3"] {
+        let model = format!("model={{name: {family}, flavor: debug}}");
+        let debug = |ranks: usize, words: &[&str]| {
+            let run = experts();
+            run.simulate(ranks, &[&[model.as_str(), "training.seq_len=16"], words].concat());
+            run
+        };
+        let one = debug(1, &[]);
+        for (ranks, words) in cases {
+            let run = debug(ranks, words);
+            let name = format!("{family}, {ranks} ranks, {words:?}");
+            assert_close(&name, &curve(&one), &curve(&run));
+            assert_eq!(loads(&one), loads(&run), "{name}");
+        }
+    }
+}
+
 /// One word, over and over: a router sends all of it to the same experts, and most ranks get nothing.
 #[test]
 fn ranks_that_no_token_is_sent_to() {
@@ -125,7 +155,7 @@ fn experts_that_do_not_divide_are_refused() {
                    which do not divide by 4 ranks";
     assert!(found.contains(message), "{found}");
     let three = "parallelism.expert_parallel_degree=3";
-    experts().simulate(3, &[six, three, "training.global_batch_size=9", "training.steps=3"]);
+    experts().simulate(3, &[six, three, "training.global_batch_size=12", "training.steps=3"]);
     let found = refused(4, &["parallelism.tensor_parallel_degree=4", EP2]);
     assert!(found.contains("is no multiple of `parallelism.tensor_parallel_degree`"), "{found}");
     let dense = "model={name: llama3, flavor: debug}";

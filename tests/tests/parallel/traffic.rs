@@ -31,7 +31,24 @@ fn ranks_send_what_is_planned() {
     let gather = "parallelism.context_parallel_method=all_gather";
     let tied = "model.overrides.tie_embeddings=true";
     let chunks = "parallelism.async_tensor_parallel_chunks=3";
-    let cases: [(usize, &[&str]); 21] = [
+    let (ep2, ep4) =
+        ("parallelism.expert_parallel_degree=2", "parallelism.expert_parallel_degree=4");
+    // Every token meets every expert: it does not hang on the router how much goes where.
+    let experts = "model={name: qwen3_moe, overrides: {n_layers: 2, dim: 20, n_heads: 4, n_kv_heads: 2, head_dim: 6, \
+        n_experts: 4, top_k: 4, expert_dim: 9, vocab_size: 331, sequence_balance_loss: 0.1}}";
+    let shared = "model={name: deepseek_v3, overrides: {n_layers: 2, dim: 20, n_heads: 4, q_lora_rank: 7, kv_lora_rank: 5, \
+        n_experts: 4, top_k: 4, n_groups: 1, chosen_groups: 1, expert_dim: 9, ffn_dim: 21, vocab_size: 331}}";
+    // So that all ranks of `tp` route as many tokens as the first.
+    let even = "training.seq_len=128";
+    let cases: [(usize, &[&str]); 29] = [
+        (2, &[experts, ep2]),
+        (4, &[experts, ep2, full]),
+        (4, &[experts, tp2, ep4, even]),
+        (4, &[experts, tp2, no_sp, ep2, even]),
+        (2, &[experts, tp2]),
+        (4, &[experts, cp2, ep4]),
+        (2, &[experts, cp2, "precision.compute=bfloat16"]),
+        (4, &[shared, tp2, ep2, even]),
         (4, &[]),
         (3, &["training.global_batch_size=18", full]),
         (2, &["precision.compute=bfloat16", "precision.reduce=bfloat16"]),

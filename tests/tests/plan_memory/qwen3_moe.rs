@@ -3,7 +3,9 @@
 use std::sync::PoisonError;
 
 use burn::tensor::{DType, Device};
-use burn_titan_core::model::{Context, HeadOutput, Model, ModelFamily, Sharing, Unit, Workload};
+use burn_titan_core::model::{
+    AuxiliaryLosses, Context, HeadOutput, Model, ModelFamily, Sharing, Unit, Workload,
+};
 use burn_titan_kernels::{RouterScores, Routing};
 use burn_titan_models::attention::AttentionConfig;
 use burn_titan_models::block::Block;
@@ -58,6 +60,7 @@ fn with_shared_experts(layer: usize) -> Box<dyn Unit> {
         groups: None,
     };
     let mixture = MoeConfig {
+        losses: AuxiliaryLosses::default(),
         dim: DIM,
         experts: 8,
         expert_dim: 96,

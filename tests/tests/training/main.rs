@@ -1,6 +1,7 @@
 //! Whole training runs on flex, through the library.
 
 mod accumulation;
+mod auxiliary_losses;
 mod custom_attention;
 mod determinism;
 mod initial_hf;

@@ -32,8 +32,7 @@ impl Context {
         dealt: bool,
     ) -> Tensor<2> {
         let ExpertLayer { layer, experts, losses } = *layer;
-        let counts = dealt || self.parallel.tensor.peers().rank() == 0;
-        let Some(share) = self.share.get().filter(|_| losses.any() && counts) else { return y };
+        let Some(share) = self.share.get().filter(|_| losses.any()) else { return y };
         let [batch, seq] = self.tokens.dims();
         let length = self.whole.as_ref().map_or(seq, |(_, positions)| positions.len() / batch);
         let Routed { chosen, scores, logits, .. } = routed;
@@ -50,7 +49,9 @@ impl Context {
             let factor = losses.router_z * share / (batch * length) as f64;
             added.push(router_z_loss(logits) * factor);
         }
-        let Some(loss) = added.into_iter().reduce(|a, b| a + b) else { return y };
+        let counts = dealt || self.parallel.tensor.peers().rank() == 0;
+        let added = added.into_iter().reduce(|a, b| a + b).filter(|_| counts);
+        let Some(loss) = added else { return y };
         // A forward that is repeated for the backward counts once.
         let value = || loss.clone().inner();
         self.auxiliary.borrow_mut().entry(layer).or_insert_with(value);
