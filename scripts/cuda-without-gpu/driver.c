@@ -2,10 +2,12 @@
  * the compute capability that PRETENDED_COMPUTE_CAPABILITY says (90 by default). Memory is the host's, and copies are
  * real; modules are accepted as they come, and a launch does nothing. See scripts/check-cuda-kernels. */
 
+#define _GNU_SOURCE
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2 };
 
@@ -64,13 +66,12 @@ int cuCtxGetCurrent(void **context) { return *context = &in_use, SUCCESS; }
 int cuCtxSynchronize(void) { return SUCCESS; }
 int cuCtxGetStreamPriorityRange(int *least, int *greatest) { return *least = 0, *greatest = -5, SUCCESS; }
 
-/* The size is kept in front of a block. */
+/* The size is kept in front of a block. Its pages are zeros, which take time and memory when they are touched. */
 int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
     if (bytes > memory() - in_use) return OUT_OF_MEMORY;
-    char *block = aligned_alloc(512, (bytes + 512 + 511) / 512 * 512);
-    if (!block) return OUT_OF_MEMORY;
+    char *block = mmap(NULL, bytes + 512, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (block == MAP_FAILED) return OUT_OF_MEMORY;
     *(size_t *)block = bytes;
-    memset(block + 512, 0, bytes);
     __atomic_add_fetch(&in_use, bytes, __ATOMIC_RELAXED);
     *address = (uint64_t)(block + 512);
     return SUCCESS;
@@ -78,9 +79,9 @@ int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
 int cuMemAllocAsync(uint64_t *address, size_t bytes, void *stream) { return (void)stream, cuMemAlloc_v2(address, bytes); }
 int cuMemFree_v2(uint64_t address) {
     char *block = (char *)address - 512;
-    __atomic_sub_fetch(&in_use, *(size_t *)block, __ATOMIC_RELAXED);
-    free(block);
-    return SUCCESS;
+    size_t bytes = *(size_t *)block;
+    __atomic_sub_fetch(&in_use, bytes, __ATOMIC_RELAXED);
+    return munmap(block, bytes + 512);
 }
 int cuMemFreeAsync(uint64_t address, void *stream) { return (void)stream, cuMemFree_v2(address); }
 int cuMemGetInfo_v2(size_t *available, size_t *total) { return *total = memory(), *available = memory() - in_use, SUCCESS; }
@@ -120,7 +121,7 @@ int cuEventCreate(void **event, unsigned flags) { return (void)flags, *event = n
 int cuEventRecord(void *event, void *stream) { return (void)event, (void)stream, SUCCESS; }
 int cuEventSynchronize(void *event) { return (void)event, SUCCESS; }
 int cuEventQuery(void *event) { return (void)event, SUCCESS; }
-int cuEventElapsedTime(float *milliseconds, void *start, void *end) { return (void)start, (void)end, *milliseconds = 1.0f, SUCCESS; }
+int cuEventElapsedTime(float *milliseconds, void *start, void *end) { return (void)start, (void)end, *milliseconds = number("PRETENDED_NANOSECONDS", 1000000) * 1e-6f, SUCCESS; }
 int cuEventElapsedTime_v2(float *milliseconds, void *start, void *end) { return cuEventElapsedTime(milliseconds, start, end); }
 int cuEventDestroy_v2(void *event) { return (void)event, SUCCESS; }
 int cuModuleLoadData(void **module, const void *image) { return (void)image, *module = name(), SUCCESS; }

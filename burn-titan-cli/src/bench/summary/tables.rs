@@ -12,6 +12,7 @@ pub(super) fn page(measured: &Measured) -> String {
         kernels(measured),
         losses(measured),
         training(measured),
+        profiles(measured),
         operations(measured),
         starts(measured),
         peer_notes(measured),
@@ -122,6 +123,25 @@ fn training(measured: &Measured) -> String {
     table("Training steps", &columns, &rows.collect::<Vec<_>>())
 }
 
+/// What the time of training steps is made of, in percent.
+fn profiles(measured: &Measured) -> String {
+    let parts = |part: &Value| part["profile"].as_array().cloned().unwrap_or_default();
+    let rows = subjects(measured, "step").flat_map(|(name, part)| {
+        let row = |of: &Value| {
+            vec![
+                name.trim_start_matches("step-").to_owned(),
+                of["kind"].as_str().unwrap_or("-").to_owned(),
+                number(of["launches"].as_f64(), 0),
+                number(of["seconds"].as_f64().map(|seconds| 1e3 * seconds), 2),
+                number(of["percent"].as_f64(), 1),
+            ]
+        };
+        parts(part).iter().map(row).collect::<Vec<_>>()
+    });
+    let columns = ["model and tokens of a sequence", "kernels", "launches", "ms", "% of the step"];
+    table("What a step's time is made of", &columns, &rows.collect::<Vec<_>>())
+}
+
 fn operations(measured: &Measured) -> String {
     let mut lines = Vec::new();
     for (name, part) in &measured.parts {
@@ -222,6 +242,7 @@ mod tests {
         let step = json!({
             "subject": "step", "parameters": 10, "tokens_per_second": 300.0, "gflops": 50.0,
             "ceilings": { "gflops": 200.0 }, "memory_gib": 2.0,
+            "profile": [{ "kind": "gaps", "launches": 0.0, "seconds": 0.25, "percent": 25.0 }],
         });
         let attention = json!({
             "subject": "attention", "dtype": "bf16",
@@ -271,6 +292,7 @@ mod tests {
             "| debug-f32 | 20 | 1.0e-5 | 1.0e-4 | ok |",
             "| 125m-2048 | 10 | 300 | 25 | 2.00 | 400 | 0.75 | - | - | 0.50 |",
             "| attention-64-causal | forward | seq 64 | bf16 | 2.000 | 1.50 | 1.0 | 40 | 1.000 | 0.50 |",
+            "| 125m-2048 | gaps | 0 | 250.00 | 25.0 |",
             "| nothing was there | 9.5 |",
             "| 1b / no memory |",
         ] {
