@@ -80,3 +80,36 @@ fn a_rank_to_which_nothing_comes() {
 fn one_rank_has_all_experts() {
     exchanged(&[vec![3, 0, 2]]);
 }
+
+/// The other rank sends nothing before the first has done something else: it would wait for ever, if it waited first.
+#[test]
+fn something_else_is_done_while_rows_travel() {
+    let (done, awaited) = std::sync::mpsc::channel::<()>();
+    let rank = |world: World, other: Box<dyn FnOnce() -> usize + Send>| {
+        let (device, me) = (Device::flex(), world.rank());
+        let expert = ExpertParallel::new(Peers::new(world.communicator("ep", &[0, 1]).unwrap()));
+        let arrival = expert.arrival(&[1, 1], &device);
+        let own = rows(&[mark(me, 0, 0), mark(me, 1, 0)], &device);
+        let (came, other) = match me {
+            0 => expert.dispatch(own, &arrival, other),
+            _ => {
+                let other = other();
+                (expert.dispatch(own, &arrival, || ()).0, other)
+            }
+        };
+        assert_eq!(other, me);
+        expert.peers().check().unwrap();
+        let expected = rows(&[mark(0, me, 0), mark(1, me, 0)], &device);
+        came.into_data().assert_eq(&expected.into_data(), true);
+    };
+    let rank = &rank;
+    let first = move || done.send(()).map_or(9, |()| 0);
+    let second = move || awaited.recv().map_or(9, |()| 1);
+    let others: [Box<dyn FnOnce() -> usize + Send>; 2] = [Box::new(first), Box::new(second)];
+    std::thread::scope(|scope| {
+        let worlds = World::local(2, Duration::from_secs(20)).into_iter().zip(others);
+        let ranks: Vec<_> =
+            worlds.map(|(world, other)| scope.spawn(move || rank(world, other))).collect();
+        ranks.into_iter().for_each(|rank| rank.join().expect("no rank panics"));
+    });
+}
