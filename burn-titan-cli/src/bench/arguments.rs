@@ -16,6 +16,8 @@ pub enum Bench {
     Collective(CollectiveArguments),
     /// Whether two runs have the same losses
     Compare(CompareArguments),
+    /// Products of rows with the matrix of their expert, beside one dense product of as many rows
+    Grouped(GroupedArguments),
     /// The linear layer to the vocabulary with its cross-entropy, forward alone and with its backward
     Loss(LossArguments),
     /// Matrix products
@@ -122,6 +124,32 @@ pub struct CompareArguments {
     /// Write the numbers to this file, too
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+}
+
+/// Options of `bench grouped`.
+#[derive(Debug, Args)]
+pub struct GroupedArguments {
+    /// Products of m rows with matrices `[k, n]`, one measurement each
+    #[arg(
+        long = "shape",
+        value_name = "MxNxK",
+        default_value = "4096x384x256,4096x256x384,4096x768x256,4096x512x512",
+        value_delimiter = ',',
+        value_parser = shape
+    )]
+    pub shapes: Vec<[usize; 3]>,
+    /// Matrices, one measurement each
+    #[arg(long, default_value = "8,32,128", value_delimiter = ',', value_parser = positive)]
+    pub experts: Vec<usize>,
+    /// Give the experts the more rows the higher their number, the last twice the mean
+    #[arg(long)]
+    pub uneven: bool,
+    /// f32, bf16 or f16
+    #[arg(long, default_value = "f32", value_parser = dtype)]
+    pub dtype: DType,
+    /// How to measure.
+    #[command(flatten)]
+    pub measure: MeasureArguments,
 }
 
 /// Options of `bench loss`.

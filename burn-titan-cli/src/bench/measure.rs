@@ -128,6 +128,36 @@ impl Stopwatch {
         Ok(Timing::of(seconds).expect("there was a run"))
     }
 
+    /// As [`Self::time`], for two operations in turns: what else the machine does falls on both alike. Each has as long
+    /// as an operation on its own.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn time_in_turns<A, B>(
+        &self,
+        mut first: impl FnMut() -> A,
+        mut second: impl FnMut() -> B,
+    ) -> Result<[Timing; 2], TrainError> {
+        let mut seconds = [vec![], vec![]];
+        let mut start = Instant::now();
+        for run in 0.. {
+            let both = [self.time_once(&mut first)?, self.time_once(&mut second)?];
+            if run < WARM_UP {
+                start = Instant::now();
+                continue;
+            }
+            for (seconds, one) in seconds.iter_mut().zip(both) {
+                seconds.push(one);
+            }
+            let runs = run + 1 - WARM_UP;
+            let over = start.elapsed().as_secs_f64() >= 2.0 * self.seconds;
+            if runs >= LEAST && (runs >= self.repeat || over) {
+                break;
+            }
+        }
+        Ok(seconds.map(|seconds| Timing::of(seconds).expect("there was a run")))
+    }
+
     fn time_once<T>(&self, operation: &mut impl FnMut() -> T) -> Result<f64, TrainError> {
         let start = Instant::now();
         let result = operation();
