@@ -1,6 +1,7 @@
 //! Reading and making flex tensors as plain slices.
 
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::{Deref, Range};
 
 use burn::tensor::{Bytes, DType, Element, Shape};
@@ -108,6 +109,25 @@ pub(crate) fn zeros(shape: Shape, dtype: DType) -> FlexTensor {
         _ => unreachable!("no number tensor has the dtype {dtype:?}"),
     };
     FlexTensor::new(bytes, Layout::contiguous(shape), dtype)
+}
+
+/// An f32 tensor of values that `set` sets and gives back. What is set in one piece need not be cleared before, which
+/// takes as long as reading it.
+///
+/// # Panics
+/// If `set` gives something else back.
+pub(crate) fn f32_tensor_set_by(
+    shape: Shape,
+    set: impl for<'a> FnOnce(&'a mut [MaybeUninit<f32>]) -> &'a mut [f32],
+) -> FlexTensor {
+    let n = shape.num_elements();
+    let mut values: Vec<f32> = Vec::with_capacity(n);
+    let (start, spare) = (values.as_ptr(), &mut values.spare_capacity_mut()[..n]);
+    let filled = set(spare);
+    assert_eq!((filled.as_ptr(), filled.len()), (start, n), "all values are set");
+    // SAFETY: there are so many values, and they are set.
+    unsafe { values.set_len(n) };
+    FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape), DType::F32)
 }
 
 /// [`convert`] by chunks in parallel.

@@ -3,6 +3,9 @@
 //! A general matrix product first copies `B^T`, an element at a time, which costs more than the product itself where
 //! `A` has a few dozen rows. Here the rows of both are read as they lie.
 
+use std::mem::MaybeUninit;
+use std::slice;
+
 use pulp::{Simd, WithSimd};
 
 use super::with_simd;
@@ -10,22 +13,30 @@ use super::with_simd;
 /// Elements of a row that are multiplied at once: those of a block of rows stay in the nearest cache.
 const DEPTH: usize = 1024;
 
-/// `c[m, n] = a[m, k] b[n, k]^T`, on this thread alone. The rows of all three are contiguous, one after the other.
-pub(crate) fn multiply_transposed(sizes: [usize; 3], a: &[f32], b: &[f32], c: &mut [f32]) {
+/// `c[m, n] = a[m, k] b[n, k]^T`, on this thread alone. The rows of all three are contiguous, one after the other. Gives
+/// `c`, which is set now.
+pub(crate) fn multiply_transposed<'a>(
+    sizes: [usize; 3],
+    a: &[f32],
+    b: &[f32],
+    c: &'a mut [MaybeUninit<f32>],
+) -> &'a mut [f32] {
     let [m, n, k] = sizes;
     assert_eq!([a.len(), b.len(), c.len()], [m * k, n * k, m * n], "matrices of {sizes:?}");
     if k == 0 {
-        c.fill(0.0);
-        return;
+        c.fill(MaybeUninit::new(0.0));
+    } else {
+        with_simd(Product { sizes, a, b, c });
     }
-    with_simd(Product { sizes, a, b, c });
+    // SAFETY: each element of `c` has been set, by the block that it belongs to.
+    unsafe { slice::from_raw_parts_mut(c.as_mut_ptr().cast(), c.len()) }
 }
 
 struct Product<'a> {
     sizes: [usize; 3],
     a: &'a [f32],
     b: &'a [f32],
-    c: &'a mut [f32],
+    c: &'a mut [MaybeUninit<f32>],
 }
 
 impl WithSimd for Product<'_> {
@@ -91,8 +102,13 @@ impl Product<'_> {
         let depth = DEPTH.min(k - first);
         let mut sums = [[simd.splat_f32s(0.0); N]; M];
         let (a, b) = (&self.a[i * k + first..], &self.b[j * k + first..]);
+        // A row of those that come next, of which each block of rows of `a` fetches another.
+        let next = self.b.get((j + N + i / M) * k + first..).filter(|_| i / M < N);
         let whole = depth / S::F32_LANES * S::F32_LANES;
         for p in (0..whole).step_by(S::F32_LANES) {
+            if let Some(value) = next.and_then(|next| next.get(p)) {
+                fetch(value);
+            }
             add_products(
                 simd,
                 &mut sums,
@@ -113,7 +129,12 @@ impl Product<'_> {
             let c = &mut self.c[(i + row) * n + j..][..N];
             for (c, sum) in c.iter_mut().zip(sums) {
                 let sum = simd.reduce_sum_f32s(*sum);
-                *c = if first == 0 { sum } else { *c + sum };
+                if first == 0 {
+                    c.write(sum);
+                } else {
+                    // SAFETY: the first elements of the rows have set it.
+                    unsafe { *c.assume_init_mut() += sum };
+                }
             }
         }
         M
@@ -140,6 +161,19 @@ fn add_products<S: Simd, const M: usize, const N: usize>(
     }
 }
 
+/// Asks for a cache line, and does not wait for it: rows are read from memory while others are multiplied.
+#[inline(always)]
+fn fetch(value: &f32) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: every x86-64 processor has the instruction, which changes no value.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = value;
+}
+
 #[inline(always)]
 fn load<S: Simd>(values: &[f32]) -> S::f32s {
     bytemuck::pod_read_unaligned(bytemuck::cast_slice(&values[..S::F32_LANES]))
@@ -155,8 +189,8 @@ mod tests {
         {
             let a: Vec<f32> = (0..m * k).map(|i| (i as f32).sin()).collect();
             let b: Vec<f32> = (0..n * k).map(|i| (i as f32).cos()).collect();
-            let mut c = vec![1.0; m * n];
-            multiply_transposed([m, n, k], &a, &b, &mut c);
+            let mut c = vec![MaybeUninit::uninit(); m * n];
+            let c = multiply_transposed([m, n, k], &a, &b, &mut c);
             for i in 0..m {
                 for j in 0..n {
                     let term = |p| f64::from(a[i * k + p] * b[j * k + p]);

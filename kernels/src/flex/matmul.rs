@@ -2,6 +2,9 @@
 //!
 //! Burn's own product always returns a fresh tensor. Its multiplication is the same crate's.
 
+use std::mem::MaybeUninit;
+use std::slice;
+
 use burn::backend::TensorMetadata;
 use burn::tensor::DType;
 use burn_flex::FlexTensor;
@@ -75,26 +78,37 @@ pub(crate) fn multiply(
 ) {
     let parallel = m.saturating_mul(n).saturating_mul(k) >= PARALLEL;
     let parallelism = if parallel { Parallelism::Rayon(0) } else { Parallelism::None };
-    multiply_with([m, n, k], a, b, c, c_row, add, parallelism);
+    let (start, length) = (c.as_mut_ptr(), c.len());
+    // SAFETY: `c` is so long, and its values are set.
+    unsafe { multiply_raw([m, n, k], a, b, start, length, c_row, add, parallelism) }
 }
 
-/// As [`multiply`], on this thread alone: for tasks that run beside others.
-pub(crate) fn multiply_on_thread(
-    sizes: [usize; 3],
-    a: Strided,
-    b: Strided,
-    c: &mut [f32],
-    c_row: usize,
-    add: bool,
-) {
-    multiply_with(sizes, a, b, c, c_row, add, Parallelism::None);
-}
-
-fn multiply_with(
+/// `c[m, n] = a[m, k] b[k, n]`, on this thread alone, for tasks that run beside others. Gives `c`, which is set now; its
+/// rows are contiguous, one after the other.
+pub(crate) fn multiply_into<'a>(
     [m, n, k]: [usize; 3],
     a: Strided,
     b: Strided,
-    c: &mut [f32],
+    c: &'a mut [MaybeUninit<f32>],
+) -> &'a mut [f32] {
+    assert_eq!(c.len(), m * n, "the result has all of the memory");
+    let (start, length) = (c.as_mut_ptr().cast(), c.len());
+    // SAFETY: the product is not added to `c`, and sets all of it, since its rows follow each other. Values that are
+    // set are values.
+    unsafe {
+        multiply_raw([m, n, k], a, b, start, length, n, false, Parallelism::None);
+        slice::from_raw_parts_mut(start, length)
+    }
+}
+
+/// # Safety
+/// `c` points to memory for `length` values, which are set if `add`.
+unsafe fn multiply_raw(
+    [m, n, k]: [usize; 3],
+    a: Strided,
+    b: Strided,
+    c: *mut f32,
+    length: usize,
     c_row: usize,
     add: bool,
     parallelism: Parallelism,
@@ -106,15 +120,15 @@ fn multiply_with(
         a.assert_holds(m, k);
         b.assert_holds(k, n);
     }
-    assert!(n <= c_row && (m - 1) * c_row + n <= c.len(), "the result does not fit");
-    // SAFETY: every element of the three matrices is inside its slice, as asserted above, and the
+    assert!(n <= c_row && (m - 1) * c_row + n <= length, "the result does not fit");
+    // SAFETY: every element of the three matrices is inside its memory, as asserted above, and the
     // elements of `c` are disjoint because its rows are.
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            c.as_mut_ptr(),
+            c,
             1,
             c_row as isize,
             add,
@@ -158,6 +172,12 @@ mod tests {
                     assert_eq!(row[n..], [1.0; 2]);
                 }
             }
+            let a = Strided { values: &a, row: k, column: 1 };
+            let b = Strided { values: &b, row: k, column: 1 }.transposed();
+            let mut want = vec![1.0_f32; m * n];
+            multiply([m, n, k], a, b, &mut want, n, false);
+            let mut c = vec![MaybeUninit::uninit(); m * n];
+            assert_eq!(multiply_into([m, n, k], a, b, &mut c), want);
         }
     }
 }

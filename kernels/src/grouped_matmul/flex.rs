@@ -1,5 +1,11 @@
 //! Grouped products on the CPU: tasks are strips of rows of one expert's result, each a product of its own, so that
 //! many small experts and few large ones keep all threads busy alike.
+//!
+//! With few rows an expert, a matrix is in use for little longer than it takes to read or write it: none is copied into
+//! another order, and results are not cleared before they are set.
+
+use std::mem::MaybeUninit;
+use std::slice;
 
 use burn::backend::TensorMetadata;
 use burn::tensor::{DType, Shape};
@@ -7,8 +13,8 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::flex::{
-    F32View, Number, Strided, Values, convert, multiply_on_thread, multiply_transposed,
-    with_number, zeros,
+    F32View, Number, Strided, Values, convert, f32_tensor_set_by, multiply_into,
+    multiply_transposed, with_number, zeros,
 };
 
 /// Rows of a result that a task computes. It does not depend on the number of threads, so neither do the bits.
@@ -23,8 +29,7 @@ pub(super) fn product(x: &FlexTensor, weights: &FlexTensor, counts: &[usize]) ->
     by_rows(x, weights, counts, outputs, |strip, x, weight| {
         bring_near(weight);
         let sizes = [strip.rows, outputs, inputs];
-        let (x, weight) = (matrix(x, inputs), matrix(weight, outputs));
-        multiply_on_thread(sizes, x, weight, strip.values, outputs, false);
+        multiply_into(sizes, matrix(x, inputs), matrix(weight, outputs), strip.values)
     })
 }
 
@@ -36,33 +41,31 @@ pub(super) fn input_gradient(
 ) -> FlexTensor {
     let [_, inputs, outputs] = weights.shape().dims();
     by_rows(gradient, weights, counts, inputs, |strip, gradient, weight| {
-        multiply_transposed([strip.rows, inputs, outputs], gradient, weight, strip.values);
+        multiply_transposed([strip.rows, inputs, outputs], gradient, weight, strip.values)
     })
 }
 
-/// A result of `width` columns, whose strips `multiply(strip, x, weight)` sets from their rows of `x` and the matrix
-/// of their expert.
+/// A result of `width` columns, whose strips `multiply(strip, x, weight)` sets and gives back, from their rows
+/// of `x` and the matrix of their expert.
 fn by_rows(
     x: &FlexTensor,
     weights: &FlexTensor,
     counts: &[usize],
     width: usize,
-    multiply: impl Fn(Strip, &[f32], &[f32]) + Sync,
+    multiply: impl for<'a> Fn(Strip<'a>, &[f32], &[f32]) -> &'a mut [f32] + Sync,
 ) -> FlexTensor {
     let [rows, inner] = x.shape().dims();
     let [_, inputs, outputs] = weights.shape().dims();
     let (dtype, firsts) = (weights.dtype(), first_rows(counts));
     let x = F32View::new(x);
-    let mut output = zeros(Shape::new([rows, width]), dtype);
     with_number!(dtype, E => {
         let weights = Values::<E>::new(weights);
-        for_strips(output.storage_mut::<E>(), width, counts, |strip, scratch| {
+        set_by_strips(Shape::new([rows, width]), dtype, counts, |strip, scratch| {
             let x = &x[(firsts[strip.expert] + strip.first) * inner..][..strip.rows * inner];
             let weight = &weights[strip.expert * inputs * outputs..][..inputs * outputs];
-            multiply(strip, x, widened(weight, scratch));
-        });
-    });
-    output
+            multiply(strip, x, widened(weight, scratch))
+        })
+    })
 }
 
 /// `x_e^T dy_e` for the rows of each expert: zeros where there are none.
@@ -74,20 +77,16 @@ pub(super) fn weight_gradient(
     let ([_, inputs], [_, outputs]) = (x.shape().dims(), gradient.shape().dims());
     let (dtype, firsts) = (x.dtype(), first_rows(counts));
     let (x, gradient) = (F32View::new(x), F32View::new(gradient));
-    let mut output = zeros(Shape::new([counts.len(), inputs, outputs]), dtype);
-    let heights = vec![inputs; counts.len()];
-    with_number!(dtype, E => {
-        for_strips(output.storage_mut::<E>(), outputs, &heights, |strip, _| {
-            let (first, count) = (firsts[strip.expert], counts[strip.expert]);
-            if count > 0 {
-                let x = matrix(&x[first * inputs..], inputs).transposed().rows_from(strip.first);
-                let gradient = matrix(&gradient[first * outputs..], outputs);
-                let sizes = [strip.rows, outputs, count];
-                multiply_on_thread(sizes, x, gradient, strip.values, outputs, false);
-            }
-        });
-    });
-    output
+    let shape = Shape::new([counts.len(), inputs, outputs]);
+    set_by_strips(shape, dtype, &vec![inputs; counts.len()], |strip, _| {
+        let (first, count) = (firsts[strip.expert], counts[strip.expert]);
+        let x = &x[first * inputs..][..count * inputs];
+        let columns = x.get(strip.first..).unwrap_or_default(); // there are none without rows
+        let gradient = &gradient[first * outputs..][..count * outputs];
+        let sizes = [strip.rows, outputs, count];
+        let columns = matrix(columns, inputs).transposed();
+        multiply_into(sizes, columns, matrix(gradient, outputs), strip.values)
+    })
 }
 
 /// Some rows of the result of one expert.
@@ -96,39 +95,58 @@ struct Strip<'a> {
     /// The first of the rows, among those of the expert.
     first: usize,
     rows: usize,
-    /// What is to be set; zeros before.
-    values: &'a mut [f32],
+    /// What is to be set.
+    values: &'a mut [MaybeUninit<f32>],
 }
 
-/// Calls `f(strip, scratch)` in parallel on the strips of a result of zeros in which each expert has `heights` rows of
-/// `width` values.
-fn for_strips<E: Number>(
-    mut rest: &mut [E],
+/// A tensor in which each expert has `heights` rows, whose strips `set(strip, scratch)` sets and gives back.
+fn set_by_strips(
+    shape: Shape,
+    dtype: DType,
+    heights: &[usize],
+    set: impl for<'a> Fn(Strip<'a>, &mut Vec<f32>) -> &'a mut [f32] + Sync,
+) -> FlexTensor {
+    let width = shape[shape.num_dims() - 1];
+    if dtype == DType::F32 {
+        return f32_tensor_set_by(shape, |all| {
+            for_strips(all, width, heights, |expert, first, values, scratch| {
+                let (start, length) = (values.as_ptr(), values.len());
+                let values = set(Strip { expert, first, rows: length / width, values }, scratch);
+                assert_eq!((values.as_ptr(), values.len()), (start.cast(), length), "is set");
+            });
+            // SAFETY: the strips are all of it, and have been set.
+            unsafe { slice::from_raw_parts_mut(all.as_mut_ptr().cast(), all.len()) }
+        });
+    }
+    let mut output = zeros(shape, dtype);
+    with_number!(dtype, E => {
+        for_strips(output.storage_mut::<E>(), width, heights, |expert, first, values, scratch| {
+            let mut sums = vec![MaybeUninit::uninit(); values.len()];
+            let strip = Strip { expert, first, rows: values.len() / width, values: &mut sums };
+            convert(set(strip, scratch), values);
+        });
+    });
+    output
+}
+
+/// Calls `task(expert, first row, values, scratch)` in parallel on the strips of a matrix of `width` columns, in which
+/// each expert has `heights` rows.
+fn for_strips<T: Send>(
+    mut rest: &mut [T],
     width: usize,
     heights: &[usize],
-    f: impl Fn(Strip, &mut Vec<f32>) + Sync,
+    task: impl Fn(usize, usize, &mut [T], &mut Vec<f32>) + Sync,
 ) {
-    if width == 0 {
-        return;
-    }
     let mut strips = Vec::new();
     for (expert, height) in heights.iter().enumerate() {
         let (rows, after) = rest.split_at_mut(height * width);
-        let chunks = rows.chunks_mut(ROWS_A_TASK * width).enumerate();
+        let chunks = rows.chunks_mut((ROWS_A_TASK * width).max(1)).enumerate();
         strips.extend(chunks.map(|(i, values)| (expert, i * ROWS_A_TASK, values)));
         rest = after;
     }
-    let scratch = || (Vec::new(), Vec::new());
-    strips.into_par_iter().for_each_init(scratch, |(operand, sums), (expert, first, values)| {
-        let rows = values.len() / width;
-        if E::dtype() == DType::F32 {
-            let values = bytemuck::cast_slice_mut(values);
-            return f(Strip { expert, first, rows, values }, operand);
-        }
-        sums.clear();
-        sums.resize(values.len(), 0.0);
-        f(Strip { expert, first, rows, values: sums }, operand);
-        convert(sums, values);
+    assert!(rest.is_empty(), "the heights add up to the rows");
+    strips.into_par_iter().for_each_init(Vec::new, |scratch, (expert, first, values)| {
+        task(expert, first, values, scratch);
     });
 }
 
