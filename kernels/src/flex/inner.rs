@@ -8,6 +8,7 @@ use std::slice;
 
 use pulp::{Simd, WithSimd};
 
+use super::few::fetch;
 use super::with_simd;
 
 /// Elements of a row that are multiplied at once: those of a block of rows stay in the nearest cache.
@@ -159,19 +160,6 @@ fn add_products<S: Simd, const M: usize, const N: usize>(
             *sum = simd.mul_add_e_f32s(row, column, *sum);
         }
     }
-}
-
-/// Asks for a cache line, and does not wait for it: rows are read from memory while others are multiplied.
-#[inline(always)]
-fn fetch(value: &f32) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: every x86-64 processor has the instruction, which changes no value.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = value;
 }
 
 #[inline(always)]

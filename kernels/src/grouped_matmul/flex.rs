@@ -13,23 +13,22 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::flex::{
-    F32View, Number, Strided, Values, convert, f32_tensor_set_by, multiply_into,
-    multiply_transposed, with_number, zeros,
+    COLUMN_STEP, F32View, Number, Strided, Values, convert, f32_tensor_set_by, multiply_few,
+    multiply_into, multiply_transposed, with_number, zeros,
 };
 
 /// Rows of a result that a task computes. It does not depend on the number of threads, so neither do the bits.
 const ROWS_A_TASK: usize = 128;
 
-/// Elements of a cache line.
-const LINE: usize = 16;
+/// Rows of an expert for which memory, and not arithmetic, is what a product waits for.
+const FEW: usize = 64;
 
 /// `x_e W[e]` for the rows of each expert.
 pub(super) fn product(x: &FlexTensor, weights: &FlexTensor, counts: &[usize]) -> FlexTensor {
     let [_, inputs, outputs] = weights.shape().dims();
     by_rows(x, weights, counts, outputs, |strip, x, weight| {
-        bring_near(weight);
         let sizes = [strip.rows, outputs, inputs];
-        multiply_into(sizes, matrix(x, inputs), matrix(weight, outputs), strip.values)
+        multiply(sizes, strip.rows, matrix(x, inputs), weight, strip.values)
     })
 }
 
@@ -85,8 +84,24 @@ pub(super) fn weight_gradient(
         let gradient = &gradient[first * outputs..][..count * outputs];
         let sizes = [strip.rows, outputs, count];
         let columns = matrix(columns, inputs).transposed();
-        multiply_into(sizes, columns, matrix(gradient, outputs), strip.values)
+        multiply(sizes, count, columns, gradient, strip.values)
     })
+}
+
+/// `c[m, n] = a[m, k] b[k, n]`, for so many rows of an expert.
+fn multiply<'a>(
+    sizes: [usize; 3],
+    rows: usize,
+    a: Strided,
+    b: &[f32],
+    c: &'a mut [MaybeUninit<f32>],
+) -> &'a mut [f32] {
+    let width = sizes[1];
+    if rows <= FEW && width.is_multiple_of(COLUMN_STEP) {
+        multiply_few(sizes, a, b, c)
+    } else {
+        multiply_into(sizes, a, matrix(b, width), c)
+    }
 }
 
 /// Some rows of the result of one expert.
@@ -172,11 +187,4 @@ fn widened<'a, E: Number>(values: &'a [E], scratch: &'a mut Vec<f32>) -> &'a [f3
     scratch.resize(values.len(), 0.0);
     convert(values, scratch);
     scratch
-}
-
-/// Reads a matrix once from front to back, which memory does fast. The product goes over it in columns as narrow as two
-/// cache lines, which the machine does not foresee: with few rows it would wait for most of them.
-fn bring_near(matrix: &[f32]) {
-    let seen = matrix.iter().step_by(LINE).fold(0, |seen, value| seen ^ value.to_bits());
-    std::hint::black_box(seen);
 }
