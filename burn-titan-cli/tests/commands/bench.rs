@@ -1,6 +1,6 @@
 //! `bench`: the numbers that it writes agree with one another.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::sandbox::Sandbox;
 
@@ -56,13 +56,33 @@ fn matmul() {
     );
     let rows = rows(&numbers);
     assert_eq!(rows.len(), 2);
-    assert_eq!(rows[0]["sizes"], serde_json::json!({"m": 64, "n": 32, "k": 16}));
+    assert_eq!(rows[0]["sizes"], json!({"m": 64, "n": 32, "k": 16}));
     assert_eq!(number(&rows[0], "flops"), 65_536.0);
     assert_eq!(number(&rows[0], "bytes"), 2.0 * (64.0 * 16.0 + 16.0 * 32.0 + 64.0 * 32.0));
     let lines: Vec<&str> = table.lines().collect();
     assert!(lines[0].starts_with("flex, bf16; ceilings measured now: matrix product "), "{table}");
     assert!(lines[2].starts_with("matmul     m 64, n 32, k 16  "), "{table}");
     assert_eq!(lines.len(), 4);
+}
+
+/// Each of the three products beside a dense one, for each number of experts.
+#[test]
+fn grouped() {
+    let words =
+        ["grouped", "--shape", "64x32x16", "--experts", "2,8", "--uneven", "--dtype", "bf16"];
+    let (table, numbers) = quickly(&words);
+    assert!(table.starts_with("flex, bf16; uneven rows, beside one dense product\n"), "{table}");
+    assert_eq!([&numbers["subject"], &numbers["uneven"]], [&json!("grouped"), &json!(true)]);
+    let rows = numbers["rows"].as_array().expect("rows");
+    assert_eq!([rows.len(), table.lines().count()], [6, 8]);
+    for (row, operation) in rows.iter().zip(["forward", "input gradient", "weight gradient"]) {
+        assert_eq!(row["operation"], operation);
+        assert_eq!(row["sizes"], json!({"m": 64, "n": 32, "k": 16, "experts": 2}));
+        assert_eq!(number(row, "flops"), 65_536.0);
+        assert_eq!(number(row, "bytes"), 2.0 * (64.0 * (16.0 + 32.0) + 2.0 * 16.0 * 32.0));
+        let [ours, dense] = ["gflops", "dense_gflops"].map(|key| number(row, key));
+        assert!(close(number(row, "ratio"), ours / dense), "{row}");
+    }
 }
 
 /// The pairs that are counted are those that are seen: of 7 tokens in documents of 3, 2 x (1 + 2 + 3) + 1.
@@ -90,7 +110,7 @@ fn loss() {
     let (_, numbers) = quickly(&["loss", "--shape", "9x33x5", "--dtype", "bf16"]);
     let rows = rows(&numbers);
     assert_eq!([&rows[0]["operation"], &rows[1]["operation"]], ["forward", "forward+backward"]);
-    assert_eq!(rows[0]["sizes"], serde_json::json!({"tokens": 9, "vocab": 33, "dim": 5}));
+    assert_eq!(rows[0]["sizes"], json!({"tokens": 9, "vocab": 33, "dim": 5}));
     let product = 2.0 * 9.0 * 33.0 * 5.0;
     assert_eq!([number(&rows[0], "flops"), number(&rows[1], "flops")], [product, 3.0 * product]);
     let bytes = 2.0 * (9.0 * 5.0 + 5.0 * 33.0);

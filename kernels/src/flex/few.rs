@@ -61,6 +61,7 @@ fn rows<const N: usize>(
         i += match m - i {
             8.. => block::<8, N>(sizes, i, j, a, b, c),
             4.. => block::<4, N>(sizes, i, j, a, b, c),
+            2.. => block::<2, N>(sizes, i, j, a, b, c),
             _ => block::<1, N>(sizes, i, j, a, b, c),
         };
     }

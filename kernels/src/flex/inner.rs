@@ -84,6 +84,8 @@ impl Product<'_> {
         while i < m {
             i += if m - i >= M {
                 self.block::<S, M, N>(simd, first, i, j)
+            } else if m - i >= 2 {
+                self.block::<S, 2, N>(simd, first, i, j)
             } else {
                 self.block::<S, 1, N>(simd, first, i, j)
             };
