@@ -6,7 +6,7 @@ use std::time::Duration;
 use burn::tensor::Device;
 use sha2::{Digest, Sha256};
 
-use crate::communicator::{Communicator, HostCommunicator, OneRank};
+use crate::communicator::{Communicator, HostCommunicator, OneRank, Rehearsal};
 use crate::host::tcp::JoinError;
 use crate::host::{CommError, FailureHook, Group, Links, LocalLinks, Queue};
 use crate::join::{self, WorldOptions};
@@ -37,6 +37,8 @@ pub struct World {
 enum Engine {
     /// There are none.
     Alone,
+    /// It only goes through what it would do with them.
+    Rehearsal { rank: usize, size: usize },
     /// By links between hosts or threads.
     Links(Arc<dyn Links>),
     /// By MPI.
@@ -143,6 +145,7 @@ impl World {
     pub fn rank(&self) -> usize {
         match &self.engine {
             Engine::Alone => 0,
+            Engine::Rehearsal { rank, .. } => *rank,
             Engine::Links(links) => links.rank(),
             #[cfg(feature = "mpi")]
             Engine::Mpi(world) => world.rank(),
@@ -159,6 +162,7 @@ impl World {
     pub fn size(&self) -> usize {
         match &self.engine {
             Engine::Alone => 1,
+            Engine::Rehearsal { size, .. } => *size,
             Engine::Links(links) => links.world_size(),
             #[cfg(feature = "mpi")]
             Engine::Mpi(world) => world.size(),
@@ -173,6 +177,13 @@ impl World {
     /// The same rank, whose new communicators wait so long for a peer.
     pub fn with_timeout(&self, timeout: Duration) -> Self {
         Self { timeout, ..self.clone() }
+    }
+
+    /// The same rank, whose communicators say nothing to the others: an operation gives at once what has the shape of an
+    /// answer. One rank can go through a step so before all do.
+    pub fn rehearsal(&self) -> Self {
+        let engine = Engine::Rehearsal { rank: self.rank(), size: self.size() };
+        Self { local_rank: self.local_rank, ..Self::with(engine, self.timeout) }
     }
 
     /// A communicator among `members` (ranks of the world, in order, this one included). Each of them asks
@@ -206,6 +217,10 @@ impl World {
         let id = group_id(purpose, members);
         match &self.engine {
             Engine::Alone => Ok(Box::new(OneRank)),
+            Engine::Rehearsal { rank, .. } => {
+                let rank = members.iter().position(|member| member == rank).unwrap_or(0);
+                Ok(Box::new(Rehearsal { rank, size: members.len() }))
+            }
             Engine::Links(links) => {
                 let group = Group::new(links.clone(), members.to_vec(), id, self.timeout);
                 let queue = Queue::traced(group, purpose, self.trace.clone()).map_err(|error| {
@@ -236,7 +251,7 @@ impl World {
     /// ends.
     pub fn abort(&self, reason: &str) {
         match &self.engine {
-            Engine::Alone => {}
+            Engine::Alone | Engine::Rehearsal { .. } => {}
             Engine::Links(links) => links.abort(reason),
             #[cfg(feature = "mpi")]
             Engine::Mpi(world) => world.abort(reason),
@@ -249,7 +264,7 @@ impl World {
     /// If a rank is lost, or does not call it in time.
     pub fn close(&self) -> Result<(), CommError> {
         match &self.engine {
-            Engine::Alone => Ok(()),
+            Engine::Alone | Engine::Rehearsal { .. } => Ok(()),
             Engine::Links(links) => links.close(),
             #[cfg(feature = "mpi")]
             Engine::Mpi(world) => world.close(),

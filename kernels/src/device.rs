@@ -136,6 +136,20 @@ pub fn wgpu() -> Result<Device, DeviceError> {
     ))
 }
 
+/// The number of a GPU, under which autotune keeps what it has found of it; `None` where nothing is tuned.
+pub fn tuned_as(device: &Device) -> Option<usize> {
+    #[cfg(all(feature = "tuned", feature = "cuda"))]
+    {
+        let gpus = crate::cuda_probe::probe().map_or(0, |found| found.gpus);
+        return (0..gpus).find(|gpu| *device == Device::cuda(*gpu));
+    }
+    #[cfg(not(all(feature = "tuned", feature = "cuda")))]
+    {
+        let _ = device;
+        None
+    }
+}
+
 /// The NVIDIA GPU of a rank that is the `local_rank`-th of its host, from 0, among those that the driver
 /// shows this process (`CUDA_VISIBLE_DEVICES`); where there are fewer GPUs than ranks, ranks share them. Also
 /// a notice for the user in that case.

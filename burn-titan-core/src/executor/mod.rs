@@ -184,6 +184,26 @@ impl Executor {
         Ok(StepOutcome { expert_loads: loads, auxiliary_loss: auxiliary, ..outcome })
     }
 
+    /// Goes through a step with other groups, of [`World::rehearsal`](burn_titan_parallel::World::rehearsal), and changes
+    /// nothing: so that the device has met all that the step computes, but for the update.
+    ///
+    /// # Errors
+    /// If an exchange with other ranks fails.
+    pub fn rehearse(
+        &self,
+        program: &Program,
+        batches: &[Batch],
+        groups: &Groups,
+    ) -> Result<(), CommError> {
+        let context = |batch: &Batch| {
+            Context::shared_by(batch, HeadOutput::Loss, &self.device, &groups.parallel)
+        };
+        let contexts: Vec<Context> = batches.iter().map(context).collect();
+        let valid_tokens = batches.iter().map(|batch| batch.valid_tokens).sum();
+        let machine = Machine { groups, ..self.machine() };
+        self.computed(machine, program, &contexts, valid_tokens).map(drop)
+    }
+
     /// This rank's pieces of the gradients of a step's loss, without an update; for checks against references.
     ///
     /// # Errors
@@ -194,8 +214,19 @@ impl Executor {
         contexts: &[Context],
         valid_tokens: usize,
     ) -> Result<GradientStore, CommError> {
-        share_out(contexts, &self.groups);
-        let mut pass = Pass::new(self.machine(), contexts, valid_tokens);
+        self.computed(self.machine(), program, contexts, valid_tokens)
+    }
+
+    /// The gradients that a program's computation gives on a machine.
+    fn computed(
+        &self,
+        machine: Machine,
+        program: &Program,
+        contexts: &[Context],
+        valid_tokens: usize,
+    ) -> Result<GradientStore, CommError> {
+        share_out(contexts, machine.groups);
+        let mut pass = Pass::new(machine, contexts, valid_tokens);
         let updates = |a: &&Action| {
             use Action::{ClipGradientNorm, OptimizerStep, SumExpertLoads};
             !matches!(a, SumExpertLoads | ClipGradientNorm | OptimizerStep)

@@ -7,6 +7,7 @@ mod join;
 mod memory;
 mod pipeline;
 mod prepare;
+mod rehearsal;
 mod report;
 mod start;
 mod state;
@@ -26,6 +27,7 @@ pub use join::join;
 pub use pipeline::PipelineError;
 pub(crate) use pipeline::{UnitCost, costs, pipeline};
 pub use prepare::{HF_FLAVOR, Prepared, family, initial_model, prepare};
+use rehearsal::Rehearsal;
 use report::Report;
 use start::DataRank;
 pub(crate) use start::{context_method, strategy, tensor_rank};
@@ -120,6 +122,8 @@ pub fn train(
 struct Trainer {
     config: Config,
     executor: Executor,
+    /// What comes before the first step.
+    rehearsal: Option<Rehearsal>,
     optimizer: Optimizer,
     program: Program,
     stream: StreamOptions,
@@ -187,6 +191,9 @@ impl Trainer {
         let start = Instant::now();
         let batches = self.next_batches()?;
         let data_seconds = start.elapsed().as_secs_f64();
+        if let Some(rehearsal) = self.rehearsal.take() {
+            rehearsal.run(&self.executor, &self.program, &batches)?;
+        }
         let training = &self.config.training;
         let schedule = &self.config.lr_scheduler;
         let lr_factor = lr_schedule::factor(

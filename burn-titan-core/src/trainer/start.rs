@@ -8,6 +8,7 @@ use burn_titan_parallel::step::{Pipeline, Strategy};
 use burn_titan_parallel::{Axis, CommError, Mesh, Program, World};
 
 use super::pipeline::pipeline;
+use super::rehearsal::Rehearsal;
 use super::report::Report;
 use super::timeline::Timeline;
 use super::{
@@ -68,6 +69,7 @@ impl Trainer {
             CommBackend::Nccl => Groups::new(&world.with_nccl(&device)?, &mesh, &split)?,
             _ => Groups::new(world, &mesh, &split)?,
         };
+        let rehearsal = Rehearsal::new(&config, world, &mesh, &split, &groups, &device)?;
         let data = DataRank::of(world, &mesh);
         let sharding = groups.sharding();
         let specs = model.parameters();
@@ -147,6 +149,7 @@ impl Trainer {
         Ok(Some(Self {
             config,
             executor,
+            rehearsal,
             optimizer,
             program,
             stream,

@@ -3,12 +3,14 @@
 mod buffer;
 mod host;
 mod quantized;
+mod rehearsal;
 #[cfg(test)]
 mod tests;
 
 pub use buffer::Buffer;
 pub use host::HostCommunicator;
 pub use quantized::{all_gather_quantized, reduce_scatter_quantized};
+pub(crate) use rehearsal::Rehearsal;
 
 use burn::tensor::Tensor;
 

@@ -11,5 +11,6 @@ mod latent;
 mod page;
 mod pipeline;
 mod qwen3;
+mod rehearsal;
 mod split;
 mod traffic;

@@ -112,4 +112,7 @@ pub struct DebugConfig {
     /// Chrome's trace viewer. Default: none.
     #[schemars(range(min = 1))]
     pub trace_step: Option<usize>,
+    /// Whether one rank of each host goes through the first step alone before all do. Where kernels are tuned and all
+    /// ranks find what one has tuned, they do so without this.
+    pub rehearse: bool,
 }
