@@ -18,7 +18,6 @@ pub fn check(checker: &mut Checker) -> Result<(), TrainError> {
     rotation(checker)?;
     activation(checker)?;
     rows(checker)?;
-    products(checker)?;
     attentions(checker)?;
     losses(checker)
 }
@@ -100,7 +99,7 @@ fn rows(checker: &mut Checker) -> Result<(), TrainError> {
 }
 
 /// Burn's matrix product, with the gradients that training takes of it.
-fn products(checker: &mut Checker) -> Result<(), TrainError> {
+pub fn products(checker: &mut Checker) -> Result<(), TrainError> {
     for [m, n, k] in [[1, 7, 16], [67, 331, 24], [131, 200, 700], [512, 384, 256]] {
         checker.check_differentiable(
             ("linear", &format!("[{m}, {k}] by [{k}, {n}]")),

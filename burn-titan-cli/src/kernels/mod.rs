@@ -10,7 +10,7 @@ mod flat;
 mod fused;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device};
 use burn_titan_core::trainer::TrainError;
@@ -34,18 +34,15 @@ pub fn run(device_name: &str, json: Option<&Path>) -> Result<(), TrainError> {
     let device = open_named_device(device_name)?;
     let formats = [DType::F32, DType::F16, DType::BF16];
     let dtypes = formats.into_iter().filter(|dtype| device.supports_dtype(*dtype)).collect();
-    let mut checker = Checker { device, dtypes, findings: Vec::new() };
+    let (json, name) = (json.map(Path::to_path_buf), device_name.to_owned());
+    let mut checker = Checker { device, name, dtypes, json, findings: Vec::new() };
     fused::check(&mut checker)?;
     experts::check(&mut checker)?;
     flat::check(&mut checker)?;
-    let findings = checker.findings;
-    let failed = findings.iter().filter(|finding| !finding.passed()).count();
-    let checked = findings.len();
+    // Last, for where products are tuned each of them takes a while.
+    fused::products(&mut checker)?;
+    let (failed, checked) = (checker.failed(), checker.findings.len());
     output::line(&format!("{} of {checked} checks passed on {device_name}", checked - failed))?;
-    let checks: Vec<Value> = findings.iter().map(Finding::to_json).collect();
-    let all =
-        json!({ "device": device_name, "checked": checked, "failed": failed, "checks": checks });
-    write_json(json, &all)?;
     match failed {
         0 => Ok(()),
         failed => Err(TrainError::Kernels { device: device_name.to_owned(), failed, checked }),
@@ -55,8 +52,12 @@ pub fn run(device_name: &str, json: Option<&Path>) -> Result<(), TrainError> {
 /// Runs checks, and keeps what they found.
 struct Checker {
     device: Device,
+    /// Its name.
+    name: String,
     /// The formats that the device computes in.
     dtypes: Vec<DType>,
+    /// Where findings are written, after every check.
+    json: Option<PathBuf>,
     findings: Vec<Finding>,
 }
 
@@ -80,7 +81,17 @@ impl Checker {
         let finding = Finding { kernel, case: case.to_owned(), dtype, outcome };
         output::line(&finding.to_string())?;
         self.findings.push(finding);
-        Ok(())
+        write_json(self.json.as_deref(), &self.to_json())
+    }
+
+    fn failed(&self) -> usize {
+        self.findings.iter().filter(|finding| !finding.passed()).count()
+    }
+
+    fn to_json(&self) -> Value {
+        let checks: Vec<Value> = self.findings.iter().map(Finding::to_json).collect();
+        let (checked, failed) = (checks.len(), self.failed());
+        json!({ "device": self.name, "checked": checked, "failed": failed, "checks": checks })
     }
 }
 
@@ -151,7 +162,8 @@ mod tests {
     use super::*;
 
     fn checker() -> Checker {
-        Checker { device: Device::flex(), dtypes: vec![DType::F32], findings: Vec::new() }
+        let (name, dtypes) = ("flex".to_owned(), vec![DType::F32]);
+        Checker { device: Device::flex(), name, dtypes, json: None, findings: Vec::new() }
     }
 
     #[test]
