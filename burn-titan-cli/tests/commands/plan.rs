@@ -127,7 +127,7 @@ fn experts_on_two_thousand_gpus() {
     assert_eq!(estimate["hardware"]["name"], "h100");
     let fits = plan["memory"]["peak"]["bytes"].as_u64() <= estimate["hardware"]["memory"].as_u64();
     assert_eq!(estimate["fits"], fits, "{text}");
-    let place = |axis: &str| text.lines().filter(|line| line.starts_with(axis)).next_back();
+    let place = |axis: &str| text.lines().rfind(|line| line.starts_with(axis));
     assert!(place("ep ").expect("ep").ends_with("s between hosts"), "{text}");
     let ended = sandbox.run(&["plan", "experts.yaml", "--hardware", "abacus"]);
     assert_eq!(ended.code, Some(2));

@@ -38,7 +38,7 @@ fn ranks_send_what_is_planned() {
         n_experts: 4, top_k: 4, expert_dim: 9, vocab_size: 331, sequence_balance_loss: 0.1}}";
     let shared = "model={name: deepseek_v3, overrides: {n_layers: 2, dim: 20, n_heads: 4, q_lora_rank: 7, kv_lora_rank: 5, \
         n_experts: 4, top_k: 4, n_groups: 1, chosen_groups: 1, expert_dim: 9, ffn_dim: 21, vocab_size: 331}}";
-    // So that all ranks of `tp` route as many tokens as the first.
+    // So that all ranks of `tp` and of `cp` route as many tokens as the first.
     let even = "training.seq_len=128";
     let cases: [(usize, &[&str]); 29] = [
         (2, &[experts, ep2]),
@@ -46,7 +46,7 @@ fn ranks_send_what_is_planned() {
         (4, &[experts, tp2, ep4, even]),
         (4, &[experts, tp2, no_sp, ep2, even]),
         (2, &[experts, tp2]),
-        (4, &[experts, cp2, ep4]),
+        (4, &[experts, cp2, ep4, even]),
         (2, &[experts, cp2, "precision.compute=bfloat16"]),
         (4, &[shared, tp2, ep2, even]),
         (4, &[]),

@@ -50,7 +50,7 @@ impl Context {
         let layer = mixture.layer();
         let dims @ [batch, seq] = self.tokens.dims();
         let dealt = expert.peers().several();
-        let beside = mixture.beside().map(|beside| (beside, x.clone()));
+        let mut beside = mixture.beside().map(|beside| (beside, x.clone()));
         let tokens = match dealt {
             true => tensor.share(x, dims),
             false => {
@@ -67,13 +67,14 @@ impl Context {
             self.loads.borrow_mut().entry(layer.layer).or_insert_with(counts);
         }
         let rows = permute(tokens, &order);
-        let beside = || beside.map(|(beside, x)| beside(x, self));
-        let (rows, beside) = if dealt {
+        let run = |beside: Option<(Beside, Tensor<3>)>| beside.map(|(beside, x)| beside(x, self));
+        let (rows, done) = if dealt {
             let arrival = expert.arrival(order.counts(), &rows.device());
-            let (rows, beside) = expert.dispatch(rows, &arrival, beside);
-            (expert.combine(mixture.compute(rows, arrival.counts()), &arrival), beside)
+            let beside = beside.take();
+            let (rows, done) = expert.dispatch(rows, &arrival, || run(beside));
+            (expert.combine(mixture.compute(rows, arrival.counts()), &arrival), done)
         } else {
-            (mixture.compute(rows, order.counts()), beside())
+            (mixture.compute(rows, order.counts()), None)
         };
         let y = unpermute(rows, routed.weights.clone(), &order);
         let y = self.with_losses(y, routed, &layer, dealt);
@@ -84,7 +85,7 @@ impl Context {
                 tensor.leave(y.reshape([batch, seq, dim]))
             }
         };
-        match beside {
+        match done.or_else(|| run(beside)) {
             Some(beside) => y + beside,
             None => y,
         }
