@@ -18,7 +18,13 @@ use crate::flex::{
 };
 
 /// Rows of a result that a task computes. It does not depend on the number of threads, so neither do the bits.
-const ROWS_A_TASK: usize = 128;
+const ROWS_A_TASK: usize = 256;
+
+/// Rows for which a matrix is worth a copy with rows as columns.
+const MANY: usize = 192;
+
+/// Rows that lie a multiple of this apart share so few lines of a cache that reading columns of them is slow: 2 KiB.
+const COLLISION: usize = 512;
 
 /// Rows of an expert for which memory, and not arithmetic, is what a product waits for.
 const FEW: usize = 64;
@@ -40,7 +46,13 @@ pub(super) fn input_gradient(
 ) -> FlexTensor {
     let [_, inputs, outputs] = weights.shape().dims();
     by_rows(gradient, weights, counts, inputs, |strip, gradient, weight| {
-        multiply_transposed([strip.rows, inputs, outputs], gradient, weight, strip.values)
+        let sizes = [strip.rows, inputs, outputs];
+        if strip.rows < MANY || outputs.is_multiple_of(COLLISION) {
+            multiply_transposed(sizes, gradient, weight, strip.values)
+        } else {
+            let weight = matrix(weight, outputs).transposed();
+            multiply_into(sizes, matrix(gradient, outputs), weight, strip.values)
+        }
     })
 }
 
