@@ -219,7 +219,8 @@ impl Mesh {
             + self.coordinate(rank, Axis::DataShard)
     }
 
-    fn stride(&self, axis: Axis) -> usize {
+    /// Ranks from a rank to its next neighbour along an axis.
+    pub fn stride(&self, axis: Axis) -> usize {
         match axis {
             Axis::Expert => 1,
             Axis::ExpertShard => self.expert,

@@ -275,7 +275,8 @@ fn traffic(class: &Class, mesh: &Mesh) -> Vec<Traffic> {
         .into_iter()
         .map(|scope| {
             let (axis, ranks) = (scope.to_string(), sizes.ranks(scope));
-            let span = mesh.group_of(0, scope.axes()).last().map_or(1, |last| last + 1);
+            let along = |axis: &Axis| (mesh.degree(*axis) - 1) * mesh.stride(*axis);
+            let span = 1 + scope.axes().iter().map(along).sum::<usize>();
             Traffic { axis, ranks, span, operations: 0, bytes: 0 }
         })
         .collect();
