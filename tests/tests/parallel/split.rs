@@ -113,7 +113,7 @@ fn matrix(make: impl Fn() -> Run, seq: usize, cases: &[Case], twice: bool) {
     let one = make();
     one.train(&["training.global_batch_size=4", "training.local_batch_size=2"]);
     let reference = curve(&one);
-    assert_eq!(reference[0][2], (SEQUENCES * seq) as f64);
+    assert_eq!(reference[0][3], (SEQUENCES * seq) as f64);
     for case in cases {
         let run = make();
         run.simulate(case.ranks, &words(case, &[]));
