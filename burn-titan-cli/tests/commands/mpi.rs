@@ -37,6 +37,8 @@ fn mpirun_runs_pipelines_as_threads_do() {
 fn mpirun_deals_experts_as_threads_do() {
     as_threads_do(&[
         EXPERTS,
+        "data={train: [{path: tokens.bin}]}",
+        "training.seq_len=37",
         "parallelism.tensor_parallel_degree=2",
         "parallelism.expert_parallel_degree=4",
     ]);
