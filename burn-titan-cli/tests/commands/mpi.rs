@@ -39,6 +39,7 @@ fn mpirun_deals_experts_as_threads_do() {
         EXPERTS,
         "data={train: [{path: tokens.bin}]}",
         "training.seq_len=37",
+        "validation.enable=false",
         "parallelism.tensor_parallel_degree=2",
         "parallelism.expert_parallel_degree=4",
     ]);

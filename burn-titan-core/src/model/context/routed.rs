@@ -60,7 +60,9 @@ impl Context {
             }
         };
         let routed = mixture.route(tokens.clone());
-        let order = ExpertOrder::new(&routed.chosen, layer.experts);
+        let scored = layer.losses.any().then(|| routed.clone());
+        let Routed { chosen, weights, .. } = routed;
+        let order = ExpertOrder::new(&chosen, layer.experts);
         if dealt || tensor.peers().rank() == 0 {
             // A forward that is repeated for the backward counts once.
             let counts = || order.counts().to_vec();
@@ -76,8 +78,11 @@ impl Context {
         } else {
             (mixture.compute(rows, order.counts()), None)
         };
-        let y = unpermute(rows, routed.weights.clone(), &order);
-        let y = self.with_losses(y, routed, &layer, dealt);
+        let y = unpermute(rows, weights, &order);
+        let y = match scored {
+            Some(routed) => self.with_losses(y, routed, &layer, dealt),
+            None => y,
+        };
         let y = match dealt {
             true => tensor.unite(y, dims),
             false => {
