@@ -105,12 +105,14 @@ impl Product<'_> {
         let depth = DEPTH.min(k - first);
         let mut sums = [[simd.splat_f32s(0.0); N]; M];
         let (a, b) = (&self.a[i * k + first..], &self.b[j * k + first..]);
-        // A row of those that come next, of which each block of rows of `a` fetches another.
-        let next = self.b.get((j + N + i / M) * k + first..).filter(|_| i / M < N);
+        // A row of those that come next, of which each block of rows of `a` fetches another: after the last come the
+        // first of the next matrix.
+        let next = self.b.as_ptr().wrapping_add((j + N + i / M) * k + first);
+        let next = (i / M < N).then_some(next);
         let whole = depth / S::F32_LANES * S::F32_LANES;
         for p in (0..whole).step_by(S::F32_LANES) {
-            if let Some(value) = next.and_then(|next| next.get(p)) {
-                fetch(value);
+            if let Some(next) = next {
+                fetch(next.wrapping_add(p));
             }
             add_products(
                 simd,
