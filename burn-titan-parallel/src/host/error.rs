@@ -71,7 +71,7 @@ pub enum CommError {
         call: Option<Call>,
     },
     /// MPI reports an error.
-    #[error("MPI fails in {}: {cause}", during(.call))]
+    #[error("MPI fails in {}: {cause}", during_or_before(.call))]
     Mpi {
         /// What it says.
         cause: String,
@@ -79,7 +79,7 @@ pub enum CommError {
         call: Option<Call>,
     },
     /// NCCL or CUDA reports an error.
-    #[error("NCCL fails in {}: {cause}", during(.call))]
+    #[error("NCCL fails in {}: {cause}", during_or_before(.call))]
     Nccl {
         /// What it says.
         cause: String,
@@ -129,4 +129,9 @@ impl CommError {
 
 fn during(call: &Option<Call>) -> String {
     call.map_or_else(|| "no operation".to_string(), |call| call.to_string())
+}
+
+/// As [`during`], of a library that brings the ranks of a group together before any operation.
+fn during_or_before(call: &Option<Call>) -> String {
+    call.map_or_else(|| "bringing ranks together".to_string(), |call| call.to_string())
 }

@@ -159,7 +159,8 @@ impl Shared {
         self.reach(Phase::Running, deadline)
     }
 
-    /// Says goodbye, and waits until all have.
+    /// Says goodbye, and waits until all have. Rank 0 stays until the others know that: what it leaves unread or
+    /// unsent when its process ends would break their connections.
     ///
     /// # Errors
     /// If a rank is lost, or has not said goodbye within the time-out.
@@ -175,13 +176,15 @@ impl Shared {
         if leaves {
             self.say(Control::Goodbye);
         }
-        self.reach(Phase::Ended, Instant::now() + self.timeout)
+        self.reach(Phase::Ended, Instant::now() + self.timeout)?;
+        self.linger(self.timeout);
+        Ok(())
     }
 
     /// On rank 0: gives the others the time to hear what was said last.
-    pub fn linger(&self) {
+    pub fn linger(&self, at_most: Duration) {
         if self.rank == 0 {
-            drop(self.wait(INQUIRY, |life| life.alone));
+            drop(self.wait(at_most, |life| life.alone));
         }
     }
 
@@ -229,7 +232,10 @@ impl Shared {
         match control {
             Control::Ask(number) => self.beat(number),
             Control::Go => self.advance(Phase::Running),
-            Control::Farewell => self.advance(Phase::Ended),
+            Control::Farewell => {
+                self.say(Control::Goodbye);
+                self.advance(Phase::Ended);
+            }
             Control::Verdict(culprit, failure) if culprit < self.peers.len() => {
                 self.condemn(culprit, failure);
             }

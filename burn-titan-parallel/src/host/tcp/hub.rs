@@ -91,6 +91,11 @@ impl Hub {
                 self.members[rank].ready = true;
                 self.once_all(|member| member.ready, Control::Go)
             }
+            // It has heard the farewell.
+            Control::Goodbye if self.farewell => {
+                self.members[rank].ended = true;
+                None
+            }
             Control::Goodbye => {
                 self.members[rank].leaving = true;
                 let farewell = self.once_all(|member| member.leaving, Control::Farewell);
@@ -335,12 +340,17 @@ mod tests {
 
     #[test]
     fn who_has_said_goodbye_may_go_once_all_have() {
-        let (mut hub, now) = hub(2);
-        assert!(hub.hear(1, Heard::Said(Control::Goodbye), now).is_none());
+        let (mut hub, now) = hub(3);
+        for rank in [1, 2] {
+            assert!(hub.hear(rank, Heard::Said(Control::Goodbye), now).is_none());
+        }
         let said = hub.hear(0, Heard::Said(Control::Goodbye), now);
         assert_eq!(said, Some(Control::Farewell));
+        // Until they have heard so, or are gone.
         assert!(!hub.alone());
-        assert!(hub.hear(1, Heard::Ended(gone("closed")), now).is_none());
+        assert!(hub.hear(1, Heard::Said(Control::Goodbye), now).is_none());
+        assert!(!hub.alone());
+        assert!(hub.hear(2, Heard::Ended(gone("closed")), now).is_none());
         assert!(hub.alone());
     }
 }

@@ -39,6 +39,7 @@ use super::links::{FailureHook, Links};
 use super::mailbox::{Failure, Mailbox, Message};
 use super::payload::Payload;
 use control::{Line, Shared, ToHub};
+use hub::INQUIRY;
 use lane::{Inlet, Inlets, Outlet};
 use mesh::{Link, Mesh};
 use protocol::Entry;
@@ -253,7 +254,7 @@ impl Drop for TcpLinks {
     fn drop(&mut self) {
         let why = if std::thread::panicking() { "it panicked" } else { "it ended early" };
         self.shared.give_up(why);
-        self.shared.linger();
+        self.shared.linger(INQUIRY);
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
