@@ -70,9 +70,11 @@ impl Machine<'_> {
         let MicroBatch { rank, micro } = place;
         let units = self.units;
         let context = &contexts[micro];
-        // Ranks that share its samples run it together, to the end: none may wait for another.
+        // Ranks that share its samples run it together, to the end: none may wait for another. Where experts are dealt
+        // out, these are on ranks of other samples, which run theirs.
         let data = self.groups.roles.data_rank(rank);
-        let takes_part = self.groups.roles.reads_with(rank);
+        let is_its_rank = self.groups.roles.reads_with(rank);
+        let takes_part = is_its_rank || self.groups.expert.several();
         let owned = self.groups.owned(units.len());
         let (mut stream, mut broken, mut sending) = (None, None, Vec::new());
         for (number, unit) in units.iter().enumerate().filter(|(number, _)| owned[*number]) {
@@ -88,7 +90,7 @@ impl Machine<'_> {
             let unit = unit.with_parameters(false, &mut |name| full[name].clone());
             let output = unit.forward(input, context);
             self.groups.check()?;
-            if broken.is_none() && !is_finite_stream(&output) {
+            if is_its_rank && broken.is_none() && !is_finite_stream(&output) {
                 broken = Some(number);
             }
             match owned.get(number + 1) {

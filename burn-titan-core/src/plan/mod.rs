@@ -129,12 +129,20 @@ pub struct Traffic {
     pub bytes: u64,
 }
 
-/// The ranks that a config's degrees make; where `data_parallel_shard_degree` takes what is left, nothing is.
+/// The ranks that a config's degrees make; where `data_parallel_shard_degree` takes what is left, that is what the
+/// expert-parallel degree borrows of it.
 pub fn fewest_ranks(config: &Config) -> usize {
     let d = config.parallelism.degrees();
-    let factors = [d.pipeline, d.data_replicate, d.data_shard.max(1), d.context, d.tensor]
-        .map(|degree| degree.max(1));
+    let [context, tensor, expert] = [d.context, d.tensor, d.expert].map(|degree| degree.max(1));
+    let borrowed = expert / common_divisor(expert, context.saturating_mul(tensor));
+    let shard = if d.data_shard < 1 { borrowed } else { d.data_shard };
+    let factors = [d.pipeline.max(1), d.data_replicate.max(1), shard, context, tensor];
     factors.into_iter().fold(1, |ranks, degree| ranks.saturating_mul(degree as usize))
+}
+
+/// The greatest of two numbers above 0.
+fn common_divisor(a: i64, b: i64) -> i64 {
+    if b == 0 { a } else { common_divisor(b, a % b) }
 }
 
 /// What the ranks of a mesh do in a step, with this pipeline, and with what sizes: all of a stage do the same, and the classes are in the

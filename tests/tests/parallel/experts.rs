@@ -143,6 +143,24 @@ fn bf16_and_int8() {
     }
 }
 
+/// The rank whose loss broke finds the unit with the help of those that have its experts.
+#[test]
+fn a_broken_step_is_reported() {
+    let broken = ["optimizer.lr=1e15", "training.max_grad_norm=0", "training.local_batch_size=1"];
+    let message = |ranks: usize, split: &[&str]| {
+        let words = [&broken[..], &["training.global_batch_size=4"], split].concat();
+        let error = experts().try_simulate(ranks, &words).expect_err("it diverges").to_string();
+        let (what, rest) = error.split_once(" (documents: ").expect("the documents are named");
+        let token = rest.split_once("tokens.bin: ").expect("the file is named").1.to_string();
+        (what.replace(" of data-parallel rank 0", ""), token)
+    };
+    let one = message(1, &[]);
+    assert!(one.0.contains("the first unit whose output is not is `layers.0`"), "{one:?}");
+    for (ranks, split) in [(2, &[EP2][..]), (4, &[EP4]), (4, &[EP2, TP2]), (4, &[EP2, PP2])] {
+        assert_eq!(message(ranks, split), one, "{split:?}");
+    }
+}
+
 #[test]
 fn experts_that_do_not_divide_are_refused() {
     let refused = |ranks: usize, words: &[&str]| {
