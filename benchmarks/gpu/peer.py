@@ -3,12 +3,14 @@
 
     python3 benchmarks/gpu/peer.py --out peer.json [--device cuda|cpu] [--seconds N] [--quick]
 
-Attention is `scaled_dot_product_attention` (FlashAttention where PyTorch has it), the training step that of a plain
-Llama (RMSNorm, RoPE, grouped heads, SwiGLU) with f32 parameters, bf16 autocast, clipping and fused AdamW: compiled by
-torch.compile, and eager. Goes through them in order of worth until the seconds are over, and rewrites the file after
-each: a list of entries, each with the name of gpu-check's part, the mode, what was run and what it took. Needs torch.
+Attention is `scaled_dot_product_attention`, on a GPU by FlashAttention, the training step that of a plain Llama (RMSNorm,
+RoPE, grouped heads, SwiGLU) with f32 parameters, bf16 autocast with a bf16 residual stream, clipping and fused AdamW: eager,
+and with its blocks and its loss compiled by torch.compile. Goes through them in order of worth until the seconds are over,
+and rewrites the file after each: a list of entries, each with the name of gpu-check's part, the mode, what was run and what
+it took. Needs torch.
 """
-import argparse, json, resource, statistics, time
+import argparse, json, resource, signal, statistics, time
+from contextlib import nullcontext
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--out", required=True)
@@ -21,6 +23,7 @@ deadline = time.monotonic() + arguments.seconds
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 cuda = arguments.device == "cuda"
 dtype = torch.bfloat16 if cuda else torch.float32
@@ -32,15 +35,21 @@ MODELS = {
     "1b": dict(dim=2048, layers=16, heads=32, kv_heads=8, head_dim=64, ffn=8192, vocab=128256, tied=True),
     "tiny": dict(dim=64, layers=2, heads=4, kv_heads=2, head_dim=16, ffn=128, vocab=2048),
 }
-# Model, tokens of a sequence, sequences, mode: as in scripts/gpu-check, what matters most first.
-STEPS = [("125m", 2048, 8, "compile"), ("1b", 2048, 4, "compile"), ("350m", 2048, 8, "compile"), ("125m", 2048, 8, "eager"),
-         ("1b", 2048, 4, "eager"), ("350m", 2048, 8, "eager"), ("125m", 8192, 2, "eager"), ("350m", 8192, 2, "eager"),
-         ("1b", 8192, 1, "eager"), ("125m", 8192, 2, "compile"), ("350m", 8192, 2, "compile"), ("1b", 8192, 1, "compile")]
+# All sizes are those of scripts/gpu-check. Model, tokens of a sequence, sequences, mode: what matters most first, and what
+# takes little time before what is compiled.
+STEPS = [("125m", 2048, 8, "eager"), ("1b", 2048, 4, "eager"), ("350m", 2048, 8, "eager"), ("125m", 2048, 8, "compile"),
+         ("1b", 2048, 4, "compile"), ("350m", 2048, 8, "compile"), ("125m", 8192, 2, "compile"), ("350m", 8192, 2, "compile"),
+         ("1b", 8192, 1, "compile"), ("125m", 8192, 2, "eager"), ("350m", 8192, 2, "eager"), ("1b", 8192, 1, "eager")]
 ATTENTION = [(head_dim, seq, document) for document in (None, 1024) for head_dim in (64, 128) for seq in (2048, 4096, 8192, 16384)]
-HEADS = 16
+HEADS, TOKENS = 16, 16384
+PRODUCTS = [(4096, 4096, 4096), (8192, 8192, 8192), (8192, 2048, 8192), (16384, 32000, 768)]
+LOSSES = [(16384, 32000, 768), (8192, 128256, 2048)]
+ELEMENTS = [125000000, 1000000000]
+COPIED = 1 << 30
 if arguments.quick:
-    STEPS = [("tiny", 64, 2, "eager")]
-    ATTENTION, HEADS = [(head_dim, 150, document) for head_dim in (64, 128) for document in (None, 50)], 2
+    STEPS = [("tiny", 64, 2, "eager"), ("tiny", 64, 2, "compile")]
+    ATTENTION = [(head_dim, 150, document) for head_dim in (64, 128) for document in (None, 50)]
+    HEADS, TOKENS, PRODUCTS, LOSSES, ELEMENTS, COPIED = 2, 150, [(64, 64, 64), (67, 331, 24)], [(67, 331, 24)], [70001], 1 << 24
 
 entries = []
 
@@ -81,10 +90,13 @@ def memory_gib():
 def attention(head_dim, seq, document):
     # Packed documents are told apart as sequences of a batch: the least that can be done.
     length = document or seq
-    shape = (seq // length, HEADS, length, head_dim)
+    shape = (max(TOKENS // seq, 1) * (seq // length), HEADS, length, head_dim)
     leaves = [torch.randn(shape, device=arguments.device, dtype=dtype, requires_grad=True) for _ in range(3)]
     gradient = torch.randn(shape, device=arguments.device, dtype=dtype)
     part = f"attention-{head_dim}-{'packed' if document else 'causal'}"
+
+    # On a GPU FlashAttention or nothing, so that it is known what is compared.
+    flash = sdpa_kernel(SDPBackend.FLASH_ATTENTION) if cuda else nullcontext()
 
     def both():
         F.scaled_dot_product_attention(*leaves, is_causal=True).backward(gradient)
@@ -96,7 +108,52 @@ def attention(head_dim, seq, document):
             F.scaled_dot_product_attention(*leaves, is_causal=True)
 
     for operation, run in (("forward", forward), ("forward+backward", both)):
-        record(part, "sdpa", operation=operation, sizes=dict(seq=seq), seconds_median=timed(run))
+        with flash:
+            record(part, "sdpa", operation=operation, sizes=dict(seq=seq), seconds_median=timed(run))
+
+
+def product(m, n, k):
+    a, b = torch.randn(m, k, device=arguments.device, dtype=dtype), torch.randn(k, n, device=arguments.device, dtype=dtype)
+    seconds = timed(lambda: a @ b)
+    record("matmul", "torch", operation="matmul", sizes=dict(m=m, n=n, k=k), seconds_median=seconds, gflops=2e-9 * m * n * k / seconds)
+
+
+def copy(size):
+    a, b = torch.zeros(2, size // 4, device=arguments.device)
+    seconds = timed(lambda: a.copy_(b))
+    record("copy", "torch", bytes=size, seconds_median=seconds, gb_per_second=2e-9 * size / seconds)
+
+
+def loss(tokens, vocab, dim):
+    hidden = torch.randn(tokens, dim, device=arguments.device, dtype=dtype, requires_grad=True)
+    weight = torch.randn(vocab, dim, device=arguments.device, dtype=dtype, requires_grad=True)
+    targets = torch.randint(vocab, (tokens,), device=arguments.device)
+    of = lambda: F.cross_entropy(F.linear(hidden, weight).float(), targets)
+
+    def both():
+        of().backward()
+        hidden.grad = weight.grad = None
+
+    def forward():
+        with torch.no_grad():
+            of()
+
+    for operation, run in (("forward", forward), ("forward+backward", both)):
+        record("loss", "torch", operation=operation, sizes=dict(tokens=tokens, vocab=vocab, dim=dim), seconds_median=timed(run))
+
+
+def optimizer(elements):
+    parameter = nn.Parameter(torch.randn(elements, device=arguments.device))
+    parameter.grad = torch.randn(elements, device=arguments.device)
+    adamw = torch.optim.AdamW([parameter], lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    norm = lambda: torch.linalg.vector_norm(parameter.grad)
+    for operation, run in (("AdamW", adamw.step), ("sum of squares", norm)):
+        record("optimizer", "torch", operation=operation, sizes=dict(elements=elements), seconds_median=timed(run))
+
+
+class Norm(nn.RMSNorm):
+    def forward(self, x):
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class Block(nn.Module):
@@ -104,7 +161,7 @@ class Block(nn.Module):
         super().__init__()
         dim, heads, kv_heads, head_dim = (size[name] for name in ("dim", "heads", "kv_heads", "head_dim"))
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
-        self.attention_norm, self.ffn_norm = nn.RMSNorm(dim, eps=1e-5), nn.RMSNorm(dim, eps=1e-5)
+        self.attention_norm, self.ffn_norm = Norm(dim, eps=1e-5), Norm(dim, eps=1e-5)
         self.query = nn.Linear(dim, heads * head_dim, bias=False)
         self.key = nn.Linear(dim, kv_heads * head_dim, bias=False)
         self.value = nn.Linear(dim, kv_heads * head_dim, bias=False)
@@ -134,7 +191,7 @@ class Llama(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(size["vocab"], size["dim"])
         self.blocks = nn.ModuleList(Block(size) for _ in range(size["layers"]))
-        self.norm, self.head = nn.RMSNorm(size["dim"], eps=1e-5), nn.Linear(size["dim"], size["vocab"], bias=False)
+        self.norm, self.head = Norm(size["dim"], eps=1e-5), nn.Linear(size["dim"], size["vocab"], bias=False)
         for parameter in self.parameters():
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.02)
@@ -146,9 +203,12 @@ class Llama(nn.Module):
         self.register_buffer("sin", angles.sin())
 
     def forward(self, tokens, targets):
-        x = self.embedding(tokens)
+        x = self.embedding(tokens).to(dtype)
         for block in self.blocks:
             x = block(x, self.cos, self.sin)
+        return self.loss(x, targets)
+
+    def loss(self, x, targets):
         return F.cross_entropy(self.head(self.norm(x)).float().flatten(0, 1), targets.flatten())
 
 
@@ -157,12 +217,16 @@ def step(name, seq, batch, mode):
     with torch.device(arguments.device):
         model = Llama(size, seq)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    loss_of = torch.compile(model) if mode == "compile" else model
+    if mode == "compile":
+        # Blocks are all alike, and are compiled once.
+        for block in model.blocks:
+            block.compile()
+        model.loss = torch.compile(model.loss)
     tokens = torch.randint(size["vocab"], (batch, seq + 1), device=arguments.device)
 
     def run():
         with torch.autocast(arguments.device, dtype=torch.bfloat16, enabled=cuda):
-            loss = loss_of(tokens[:, :-1], tokens[:, 1:])
+            loss = model(tokens[:, :-1], tokens[:, 1:])
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -183,13 +247,23 @@ def free():
         torch.cuda.empty_cache()
 
 
-for measure, cases in ((attention, ATTENTION), (step, STEPS)):
+def time_over(*_):
+    raise TimeoutError
+
+
+# Also in the midst of compiling.
+signal.signal(signal.SIGALRM, time_over)
+signal.setitimer(signal.ITIMER_REAL, max(deadline - time.monotonic(), 0.1))
+ONE = lambda cases: [(case,) for case in cases]
+PARTS = ((copy, ONE([COPIED])), (product, PRODUCTS), (step, STEPS[:3]), (attention, ATTENTION), (step, STEPS[3:6]), (loss, LOSSES),
+         (optimizer, ONE(ELEMENTS)), (step, STEPS[6:]))
+for measure, cases in PARTS:
     for case in cases:
-        if time.monotonic() > deadline:
-            record("peer", "stopped", message=f"the time was over before {case}")
-            raise SystemExit
         try:
             measure(*case)
+        except TimeoutError:
+            record("peer", "stopped", message=f"the time was over in {measure.__name__} {case}")
+            raise SystemExit
         except Exception as error:  # One case that fails, for want of memory say, is no reason to lose the others.
             record("peer", "failed", message=f"{case}: {type(error).__name__}: {str(error)[:300]}")
         free()

@@ -2,16 +2,23 @@
 
 use std::path::PathBuf;
 
+use burn::tensor::DType;
 use burn_titan_core::config::{SourceFormat, TokenDtype};
 use burn_titan_core::plan::Hardware;
 use burn_titan_parallel::launch::{Flags, MOST_RANKS, Rendezvous};
 use clap::{Args, Parser, Subcommand};
 
-use crate::bench::Bench;
+use crate::bench::{self, Bench};
+
+/// The version, as `scripts/build-cuda` says it with the commit.
+const VERSION: &str = match option_env!("BURN_TITAN_VERSION") {
+    Some(version) => version,
+    None => env!("CARGO_PKG_VERSION"),
+};
 
 /// Trains large generative models in pure Rust.
 #[derive(Debug, Parser)]
-#[command(name = "burn-titan", version)]
+#[command(name = "burn-titan", version = VERSION)]
 pub struct Arguments {
     /// What to do.
     #[command(subcommand)]
@@ -81,6 +88,9 @@ pub enum Command {
         /// Instead check every kernel on this device (flex, wgpu or cuda) against its reference in float64
         #[arg(long, value_name = "DEVICE")]
         kernels: Option<String>,
+        /// In these formats alone (f32, f16, bf16), of those that the device has
+        #[arg(long, value_delimiter = ',', value_parser = bench::dtype, requires = "kernels")]
+        dtype: Option<Vec<DType>>,
         /// Write what the checks found to this file, too
         #[arg(long, value_name = "FILE", requires = "kernels")]
         json: Option<PathBuf>,

@@ -1,5 +1,6 @@
 //! `doctor`.
 
+use burn::tensor::DType;
 use burn_titan_core::config::{ComputeDtype, DeviceKind};
 use burn_titan_core::model::Registry;
 use burn_titan_core::trainer::{TrainError, open_device};
@@ -22,7 +23,7 @@ pub fn print(registry: &Registry) -> Result<(), TrainError> {
                 output::line(&format!(
                     "{name:6} yes  float32{}; f32 matrix product {:.3} TFLOP/s",
                     if bf16 { ", bfloat16" } else { "" },
-                    matmul_tflops(&device)
+                    matmul_tflops(&device, DType::F32)
                 ))?;
                 describe(kind)?;
             }

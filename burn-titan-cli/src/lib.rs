@@ -78,7 +78,9 @@ fn run(registry: &Arc<Registry>, command: Command) -> Result<(), TrainError> {
         }
         Command::Bench(subject) => bench::run(registry, &subject),
         Command::Schema { markdown } => schema::print(markdown),
-        Command::Doctor { kernels: Some(device), json } => kernels::run(&device, json.as_deref()),
+        Command::Doctor { kernels: Some(device), dtype, json } => {
+            kernels::run(&device, dtype.as_deref(), json.as_deref())
+        }
         Command::Doctor { kernels: None, .. } => doctor::print(registry),
     }
 }

@@ -26,6 +26,8 @@ pub struct World {
     /// How long an operation waits for a peer.
     timeout: Duration,
     local_rank: usize,
+    /// Whether it is the first of its process, of which there may be several where they are threads.
+    leads_process: bool,
     trace: Trace,
     /// The GPU whose memory goes by NCCL.
     #[cfg(feature = "nccl")]
@@ -54,10 +56,9 @@ impl World {
 
     /// The ranks of a world of `size` threads of this process.
     pub fn local(size: usize, timeout: Duration) -> Vec<Self> {
-        LocalLinks::world(size)
-            .into_iter()
-            .map(|links| Self::over(Arc::new(links), timeout))
-            .collect()
+        let ranks = LocalLinks::world(size).into_iter().enumerate();
+        let world = |links| Self::over(Arc::new(links), timeout);
+        ranks.map(|(rank, links)| Self { leads_process: rank == 0, ..world(links) }).collect()
     }
 
     /// This process as the rank it was launched as, once all ranks have come together. A rank alone needs
@@ -115,6 +116,7 @@ impl World {
             engine,
             timeout,
             local_rank: 0,
+            leads_process: true,
             trace: Trace::default(),
             #[cfg(feature = "nccl")]
             nccl: None,
@@ -158,6 +160,11 @@ impl World {
         self.local_rank
     }
 
+    /// Whether it is the first rank of its host: of processes, or of threads of one process.
+    pub fn leads_host(&self) -> bool {
+        self.local_rank == 0 && self.leads_process
+    }
+
     /// Ranks in the world.
     pub fn size(&self) -> usize {
         match &self.engine {
@@ -183,13 +190,15 @@ impl World {
     /// answer. One rank can go through a step so before all do.
     pub fn rehearsal(&self) -> Self {
         let engine = Engine::Rehearsal { rank: self.rank(), size: self.size() };
-        Self { local_rank: self.local_rank, ..Self::with(engine, self.timeout) }
+        let (local_rank, leads_process) = (self.local_rank, self.leads_process);
+        Self { local_rank, leads_process, ..Self::with(engine, self.timeout) }
     }
 
     /// A communicator among `members` (ranks of the world, in order, this one included). Each of them asks
     /// for it with the same `purpose`; groups of another purpose, or of other members, do not disturb it.
     ///
-    /// Those of MPI and NCCL wait for each other here; ranks in several groups ask for them in the same order.
+    /// Those of MPI and NCCL wait for each other here; ranks in several groups ask for them in the same order. A group
+    /// of one has nothing to exchange, and asks neither; but a world of one that was given NCCL goes through it.
     ///
     /// # Errors
     /// If the system has no thread left for it, or MPI or NCCL does not make it in time.
@@ -198,15 +207,17 @@ impl World {
         purpose: &str,
         members: &[usize],
     ) -> Result<Box<dyn Communicator>, CommError> {
-        if members.len() <= 1 {
-            return Ok(Box::new(OneRank));
-        }
-        let host = self.host_communicator(purpose, members)?;
         #[cfg(feature = "nccl")]
-        if let Some(nccl) = &self.nccl {
+        if let Some(nccl) = &self.nccl
+            && (members.len() > 1 || self.size() == 1)
+        {
+            let host = self.host_communicator(purpose, members)?;
             return Ok(Box::new(nccl.join(host, self.timeout)?));
         }
-        Ok(host)
+        match members.len() {
+            0 | 1 => Ok(Box::new(OneRank)),
+            _ => self.host_communicator(purpose, members),
+        }
     }
 
     fn host_communicator(
@@ -286,6 +297,14 @@ fn group_id(purpose: &str, members: &[usize]) -> u64 {
 mod tests {
     use super::*;
     use burn::tensor::Tensor;
+
+    #[test]
+    fn one_thread_leads_a_host() {
+        let leads = |world: &World| [world.leads_host(), world.rehearsal().leads_host()];
+        let worlds = World::local(3, Duration::from_secs(60));
+        assert_eq!(Vec::from_iter(worlds.iter().map(leads)), [[true; 2], [false; 2], [false; 2]]);
+        assert_eq!(leads(&World::alone()), [true; 2]);
+    }
 
     #[test]
     fn groups_of_other_purposes_do_not_disturb_each_other() {

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use burn::backend::DispatchDevice;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use crate::flex::simd_fn;
@@ -238,6 +238,17 @@ pub fn memory(device: &Device) -> Option<DeviceMemoryUse> {
     }
 }
 
+/// Whether the device is a GPU by CUDA. Burn's matrix products of f32 round what they multiply to TF32 (11 bits) there.
+pub fn is_cuda(device: &Device) -> bool {
+    #[cfg(feature = "cuda")]
+    return crate::device_memory::cuda_index(device).is_some();
+    #[cfg(not(feature = "cuda"))]
+    {
+        let _ = device;
+        false
+    }
+}
+
 /// Whether the device is flex, the native CPU backend, with or without autodiff.
 pub fn is_flex(device: &Device) -> bool {
     fn flex(device: &DispatchDevice) -> bool {
@@ -250,26 +261,38 @@ pub fn is_flex(device: &Device) -> bool {
     flex(device.as_dispatch())
 }
 
-/// The rate of a large f32 matrix product on the device, in TFLOP/s: the best of a few runs.
-pub fn matmul_tflops(device: &Device) -> f64 {
-    const SIZE: usize = 1024;
+/// The rate of large matrix products on the device, in TFLOP/s: the best of a few runs. On a GPU whose memory is known they
+/// are of this format, and several follow each other, so that asking for them and waiting takes little of their time;
+/// elsewhere it is one of f32.
+pub fn matmul_tflops(device: &Device, dtype: DType) -> f64 {
     const RUNS: usize = 4;
-    let a = Tensor::<2>::full([SIZE, SIZE], 0.5, device);
+    let (size, products, dtype) = match memory(device) {
+        Some(_) => (4096, 8, dtype),
+        None => (1024, 1, DType::F32),
+    };
+    // The product of such a matrix with itself is the same matrix.
+    let a = Tensor::<2>::full([size, size], 1.0 / size as f32, (device, dtype));
     let best = best_of(RUNS, || {
-        // Reading one element waits for the product.
-        let _ = a.clone().matmul(a.clone()).slice([0..1, 0..1]).into_scalar::<f32>();
+        let last = (0..products).fold(a.clone(), |product, _| product.matmul(a.clone()));
+        // Reading one element waits for the products.
+        let _ = last.slice([0..1, 0..1]).cast(DType::F32).into_scalar::<f32>();
     });
-    2.0 * (SIZE as f64).powi(3) / best / 1e12
+    products as f64 * 2.0 * (size as f64).powi(3) / best / 1e12
 }
 
 /// The rate at which the device reads and writes memory, in bytes a second: the best of a few runs of
-/// `y += x` over arrays of 96 MiB, which the caches of few machines hold. An element counts as 12 bytes: two
-/// reads and a write.
+/// `y += x` over arrays of 96 MiB, which the caches of few machines hold; of 1 GiB on a GPU whose memory is known,
+/// so that asking for the sum and waiting for it take little of its time. An element counts as 12 bytes: two reads and
+/// a write.
 pub fn memory_bandwidth(device: &Device) -> f64 {
     // WebGPU has to offer buffers of 128 MiB, and no larger ones.
-    const ELEMENTS: usize = 24 << 20;
-    let best = if is_flex(device) { add_on_host(ELEMENTS) } else { add_on(device, ELEMENTS) };
-    12.0 * ELEMENTS as f64 / best
+    const LEAST: usize = 24 << 20;
+    const MOST: usize = 256 << 20;
+    // Two arrays and their sum, of 4 bytes an element, in a quarter of what is free.
+    let room = |memory: DeviceMemoryUse| (memory.total.saturating_sub(memory.in_use) / 48) as usize;
+    let elements = memory(device).map_or(LEAST, |memory| room(memory).clamp(LEAST, MOST));
+    let best = if is_flex(device) { add_on_host(elements) } else { add_on(device, elements) };
+    12.0 * elements as f64 / best
 }
 
 /// Runs of [`memory_bandwidth`]; the first ones also touch fresh memory, or compile the kernel.

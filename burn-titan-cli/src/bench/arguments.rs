@@ -56,6 +56,9 @@ pub struct AttentionArguments {
     /// Sequences
     #[arg(long, default_value = "1", value_parser = positive)]
     pub batch: usize,
+    /// As many sequences as have so many tokens together, at least one, instead of --batch
+    #[arg(long, conflicts_with = "batch", value_parser = positive)]
+    pub tokens: Option<usize>,
     /// Query heads
     #[arg(long, default_value = "12", value_parser = positive)]
     pub heads: usize,
@@ -263,7 +266,11 @@ fn shape(word: &str) -> Result<[usize; 3], String> {
         .ok_or_else(|| "expected three sizes m, n and k, for example 512x2048x768".into())
 }
 
-fn dtype(word: &str) -> Result<DType, String> {
+/// A format of tensors.
+///
+/// # Errors
+/// If it is none that kernels compute in.
+pub fn dtype(word: &str) -> Result<DType, String> {
     match word {
         "f32" => Ok(DType::F32),
         "bf16" => Ok(DType::BF16),

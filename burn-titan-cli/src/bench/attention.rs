@@ -95,13 +95,13 @@ impl Problem<'_> {
 
     /// Query, key and value.
     fn inputs(&self) -> [Tensor<4>; 3] {
-        let AttentionArguments { batch, heads, head_dim, .. } = *self.arguments;
+        let AttentionArguments { heads, head_dim, .. } = *self.arguments;
         [heads, self.kv_heads, self.kv_heads]
-            .map(|heads| self.stopwatch.noise([batch, heads, self.seq, head_dim]))
+            .map(|heads| self.stopwatch.noise([self.batch(), heads, self.seq, head_dim]))
     }
 
     fn mask(&self, device: &Device) -> AttentionMask {
-        let batch = self.arguments.batch;
+        let batch = self.batch();
         let document = self.arguments.document_length.unwrap_or(self.seq);
         let row = (0..self.seq).map(|position| (position - position % document) as i32);
         let first_key = TensorData::new(row.collect::<Vec<_>>(), [1, self.seq]);
@@ -113,6 +113,11 @@ impl Problem<'_> {
         }
     }
 
+    /// Sequences.
+    fn batch(&self) -> usize {
+        self.arguments.tokens.map_or(self.arguments.batch, |tokens| (tokens / self.seq).max(1))
+    }
+
     /// Pairs of a query and a key that it sees, in one sequence.
     fn pairs(&self) -> f64 {
         let document = self.arguments.document_length.unwrap_or(self.seq);
@@ -121,14 +126,14 @@ impl Problem<'_> {
     }
 
     fn row(&self, operation: &'static str, timing: Timing, pass: Pass) -> Row {
-        let AttentionArguments { batch, heads, head_dim, .. } = *self.arguments;
-        let forward = 4.0 * (batch * heads * head_dim) as f64 * self.pairs();
+        let AttentionArguments { heads, head_dim, .. } = *self.arguments;
+        let forward = 4.0 * (self.batch() * heads * head_dim) as f64 * self.pairs();
         let flops = match pass {
             Pass::Forward => forward,
             Pass::Both => 3.5 * forward,
         };
         let mut sizes = vec![
-            ("batch", batch),
+            ("batch", self.batch()),
             ("heads", heads),
             ("kv_heads", self.kv_heads),
             ("seq", self.seq),
@@ -142,9 +147,9 @@ impl Problem<'_> {
     /// Each tensor of a pass is read or written once: query, key, value and output in the forward; those,
     /// and the gradients of all, in the backward.
     fn bytes(&self, pass: Pass) -> f64 {
-        let AttentionArguments { batch, heads, head_dim, .. } = *self.arguments;
+        let AttentionArguments { heads, head_dim, .. } = *self.arguments;
         let [batch, heads, kv_heads, head_dim, seq] =
-            [batch, heads, self.kv_heads, head_dim, self.seq].map(|size| size as f64);
+            [self.batch(), heads, self.kv_heads, head_dim, self.seq].map(|size| size as f64);
         let tensors = 2.0 * (heads + kv_heads) * batch * seq * head_dim;
         let once = tensors * self.stopwatch.dtype.size() as f64;
         match pass {

@@ -1,7 +1,7 @@
 //! What the device can do at most, as far as this process can see.
 
 use burn_titan_core::trainer::TrainError;
-use burn_titan_kernels::device::memory_bandwidth;
+use burn_titan_kernels::device::{memory, memory_bandwidth};
 use serde::Serialize;
 
 use super::measure::Stopwatch;
@@ -9,8 +9,8 @@ use super::measure::Stopwatch;
 /// Rates that operations are held against.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Ceilings {
-    /// Of the best square matrix product, in GFLOP/s.
-    pub gflops: f64,
+    /// Of the best square matrix product, in GFLOP/s; `None` where it was not asked for.
+    pub gflops: Option<f64>,
     /// Of memory, in GB/s (1e9 bytes): see [`memory_bandwidth`].
     pub gb_per_second: f64,
 }
@@ -21,8 +21,13 @@ impl Ceilings {
     /// # Errors
     /// If the device fails.
     pub fn measure(stopwatch: &Stopwatch) -> Result<Self, TrainError> {
-        let gflops = best_matmul(stopwatch)? / 1e9;
-        Ok(Self { gflops, gb_per_second: memory_bandwidth(&stopwatch.device) / 1e9 })
+        let gflops = Some(best_matmul(stopwatch)? / 1e9);
+        Ok(Self { gflops, ..Self::of_memory(stopwatch) })
+    }
+
+    /// Of memory alone, for operations that do little else.
+    pub fn of_memory(stopwatch: &Stopwatch) -> Self {
+        Self { gflops: None, gb_per_second: memory_bandwidth(&stopwatch.device) / 1e9 }
     }
 
     /// The least time that work of so many operations and bytes can take, in seconds, if both go on at once.
@@ -30,9 +35,9 @@ impl Ceilings {
         self.matmul_seconds(flops).max(self.memory_seconds(bytes))
     }
 
-    /// The time of so many operations.
+    /// The time of so many operations; none where their rate is not known.
     pub fn matmul_seconds(&self, flops: f64) -> f64 {
-        flops / (self.gflops * 1e9)
+        self.gflops.map_or(0.0, |gflops| flops / (gflops * 1e9))
     }
 
     /// The time of so many bytes.
@@ -48,7 +53,12 @@ fn best_matmul(stopwatch: &Stopwatch) -> Result<f64, TrainError> {
     let device = &stopwatch.device;
     let stopwatch = Stopwatch::on(device.clone(), stopwatch.device_name.clone(), stopwatch.dtype);
     let mut rate = 0.0_f64;
-    for size in [512, 1024, 2048, 4096, 8192] {
+    // On a GPU whose memory is known small ones are not worth being tuned.
+    let sizes: &[usize] = match memory(device) {
+        Some(_) => &[4096, 8192],
+        None => &[512, 1024, 2048, 4096, 8192],
+    };
+    for &size in sizes {
         let [a, b] = [(); 2].map(|()| stopwatch.noise([size, size]));
         let product = || a.clone().matmul(b.clone());
         stopwatch.check(product())?;

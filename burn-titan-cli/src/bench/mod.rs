@@ -24,7 +24,7 @@ mod summary;
 use burn_titan_core::model::Registry;
 use burn_titan_core::trainer::TrainError;
 
-pub use arguments::Bench;
+pub use arguments::{Bench, dtype};
 pub use measure::name_of;
 pub use report::write_json;
 

@@ -18,7 +18,7 @@ pub fn run(arguments: &OptimizerArguments) -> Result<(), TrainError> {
     for elements in &arguments.elements {
         stopwatch.fits(16.0 * *elements as f64, "--elements")?;
     }
-    let ceilings = Ceilings::measure(&stopwatch)?;
+    let ceilings = Ceilings::of_memory(&stopwatch);
     let mut rows = Vec::new();
     for elements in &arguments.elements {
         rows.push(update(*elements, &stopwatch)?);

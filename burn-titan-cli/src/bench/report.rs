@@ -106,10 +106,9 @@ pub fn print(
 /// What the percentages refer to.
 pub fn ceilings_line(device: &str, dtype: &str, ceilings: &Ceilings) -> String {
     let Ceilings { gflops, gb_per_second } = ceilings;
-    format!(
-        "{device}, {dtype}; ceilings measured now: matrix product {gflops:.1} GFLOP/s, memory \
-         {gb_per_second:.1} GB/s"
-    )
+    let product =
+        gflops.map_or(String::new(), |rate| format!("matrix product {rate:.1} GFLOP/s, "));
+    format!("{device}, {dtype}; ceilings measured now: {product}memory {gb_per_second:.1} GB/s")
 }
 
 /// Writes the numbers to a file, if one is given.

@@ -117,6 +117,7 @@ impl Measured<'_> {
         let Work { tokens, flops, bytes } = self.work;
         let tokens_per_second = tokens as f64 / median;
         let gflops = flops / median / 1e9;
+        let first = self.steps.first().map_or(0.0, |step| step.step_seconds);
         let memory_gib = counted.last().map_or(0.0, |step| step.memory_gib);
         let matmul_seconds = self.ceilings.matmul_seconds(flops);
         let optimizer_seconds = self.ceilings.memory_seconds(bytes);
@@ -128,6 +129,7 @@ impl Measured<'_> {
             "parameters         {}\n\
              tokens a step      {tokens}\n\
              step, median       {:.1} ms of {runs} steps (best {:.1} ms)\n\
+             first step         {first:.2} s\n\
              tokens a second    {tokens_per_second:.0}\n\
              GFLOP/s            {gflops:.1}\n\
              peak memory        {memory_gib:.2} GiB\n\
@@ -155,6 +157,7 @@ impl Measured<'_> {
                 "seconds_median": median,
                 "seconds_best": best,
                 "runs": runs,
+                "first_step_seconds": first,
                 "tokens_per_second": tokens_per_second,
                 "flops": flops,
                 "gflops": gflops,

@@ -6,6 +6,7 @@ use burn::tensor::{DType, Device, Int, Tensor};
 
 use super::Checker;
 use burn_titan_core::trainer::TrainError;
+use burn_titan_kernels::device::is_cuda;
 
 /// How far one result of a kernel is from the reference, and may be.
 #[derive(Debug, Clone)]
@@ -95,6 +96,9 @@ pub fn unit(dtype: DType) -> f64 {
     }
 }
 
+/// As [`unit`], of TF32: it has as many bits as f16.
+pub const TF32: f64 = 1.0 / 2048.0;
+
 /// What an operation's results may be off.
 #[derive(Clone, Copy)]
 pub struct Bounds {
@@ -102,6 +106,19 @@ pub struct Bounds {
     pub single: f64,
     /// How often a result is rounded to f16 or bf16 on its way, where it is computed in them.
     pub roundings: f64,
+    /// Whether it is made of Burn's matrix products, which some devices compute in TF32 instead of f32.
+    pub products: bool,
+}
+
+impl Bounds {
+    /// Of the output and of gradients.
+    fn of(self, dtype: DType, device: &Device) -> [f64; 2] {
+        match dtype {
+            DType::F32 if self.products && is_cuda(device) => [self.roundings * TF32; 2],
+            DType::F32 => [self.single, 5.0 * self.single],
+            dtype => [self.roundings * unit(dtype); 2],
+        }
+    }
 }
 
 /// An operation on flat inputs.
@@ -122,10 +139,7 @@ impl Checker {
         let names = inputs.each_ref().map(|(name, _)| *name);
         for dtype in self.dtypes.clone() {
             let inputs = inputs.clone().map(|(_, x)| x.cast(dtype).cast(DType::F32));
-            let [output, gradient] = match dtype {
-                DType::F32 => [bounds.single, 5.0 * bounds.single],
-                dtype => [bounds.roundings * unit(dtype); 2],
-            };
+            let [output, gradient] = bounds.of(dtype, &self.device);
             self.check(kernel, case, dtype, |device| {
                 let want = run(&inputs, DType::F64, dtype, &Device::flex(), &reference);
                 let got = run(&inputs, dtype, dtype, device, &operation);

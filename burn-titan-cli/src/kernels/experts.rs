@@ -38,7 +38,7 @@ fn products(checker: &mut Checker) -> Result<(), TrainError> {
                 let weights = weights.reshape([experts, inputs, outputs]);
                 reference::grouped_matmul(x.reshape([rows, inputs]), weights, counts)
             },
-            Bounds { single: 5e-6, roundings: 2.0 },
+            Bounds { single: 5e-6, roundings: 2.0, products: false },
         )?;
     }
     Ok(())
@@ -85,7 +85,7 @@ fn permutations(checker: &mut Checker) -> Result<(), TrainError> {
                 reference::unpermute(rows * factors, weights, to_slots)
             },
             // The factors, their products, the sum.
-            Bounds { single: 2e-6, roundings: 4.0 },
+            Bounds { single: 2e-6, roundings: 4.0, products: false },
         )?;
     }
     Ok(())
@@ -126,7 +126,7 @@ fn choices(checker: &mut Checker) -> Result<(), TrainError> {
                 router::reference::route(logits, Some(bias()), &routing).weights
             },
             // The gradient is rounded once.
-            Bounds { single: 2e-6, roundings: 1.0 },
+            Bounds { single: 2e-6, roundings: 1.0, products: false },
         )?;
     }
     Ok(())

@@ -4,11 +4,12 @@ use burn::tensor::{DType, Device, Int, Tensor};
 use burn_titan_core::trainer::TrainError;
 use burn_titan_kernels::adamw::{self, AdamwStep, adamw_with_copy};
 use burn_titan_kernels::cross_entropy::{self, vocabulary_gradients, vocabulary_statistics};
+use burn_titan_kernels::device::is_cuda;
 use burn_titan_kernels::quantize::{self, Quantized, dequantize, reduce_quantized};
 use burn_titan_kernels::{bucket, norm, pack, reduce, reduce_chunks, sum_of_squares, unpack};
 
 use super::Checker;
-use super::compare::{Difference, distance, noise, unit, values, whole_numbers};
+use super::compare::{Difference, TF32, distance, noise, unit, values, whole_numbers};
 use super::fused::targets;
 
 const LENGTHS: [usize; 3] = [17, 1009, 70_001];
@@ -233,6 +234,7 @@ fn slices([tokens, dim, vocab]: [usize; 3], dtype: DType, device: &Device) -> Ve
     let d_hidden = values(rows + other_rows);
     let d_weight = values(Tensor::cat(vec![left, right], 1));
     let bound = match dtype {
+        DType::F32 if is_cuda(device) => (2.0 * dim as f64 + 4.0) * TF32,
         DType::F32 => 1e-5,
         // Logits up to `dim` are rounded; then as `linear_cross_entropy`.
         dtype => (2.0 * dim as f64 + 4.0) * unit(dtype),

@@ -11,7 +11,7 @@ use super::Checker;
 use super::compare::{Bounds, noise, whole_numbers};
 
 /// Rounded once.
-const ONCE: Bounds = Bounds { single: 1e-6, roundings: 1.0 };
+const ONCE: Bounds = Bounds { single: 1e-6, roundings: 1.0, products: false };
 
 pub fn check(checker: &mut Checker) -> Result<(), TrainError> {
     normalisation(checker)?;
@@ -107,7 +107,7 @@ pub fn products(checker: &mut Checker) -> Result<(), TrainError> {
             |[x, weight]| linear(x.reshape([m, k]), weight.reshape([k, n])),
             |[x, weight]| x.reshape([m, k]).matmul(weight.reshape([k, n])),
             // Some devices add products of halves in halves.
-            Bounds { single: 5e-6, roundings: 2.0 },
+            Bounds { single: 5e-6, roundings: 2.0, products: true },
         )?;
     }
     Ok(())
@@ -194,7 +194,7 @@ fn attentions(checker: &mut Checker) -> Result<(), TrainError> {
             |inputs| case.run(attention::attention, inputs),
             |inputs| case.run(attention::reference::attention, inputs),
             // In halves the weights, the output and the gradients are rounded.
-            Bounds { single: 4e-6, roundings: 3.0 },
+            Bounds { single: 4e-6, roundings: 3.0, products: false },
         )?;
     }
     Ok(())
@@ -235,7 +235,7 @@ fn losses(checker: &mut Checker) -> Result<(), TrainError> {
                     (hidden.reshape([tokens, dim]), weight.reshape([dim, vocab]));
                 cross_entropy::reference::linear_cross_entropy(hidden, weight, targets)
             },
-            Bounds { single: 2e-6, roundings: 2.0 * largest + 4.0 },
+            Bounds { single: 2e-6, roundings: 2.0 * largest + 4.0, products: true },
         )?;
     }
     Ok(())

@@ -1,10 +1,11 @@
 //! `doctor --kernels`: every kernel on a device of this machine, against its plain-tensor reference in float64.
 //!
-//! `fused.rs` has the operations that autodiff sees, with their gradients, `experts.rs` those of experts; `flat.rs` those on flat parameters and
-//! what ranks exchange; `compare.rs` how far results may be from the reference. Sizes are odd: they divide by
-//! nothing that a kernel is built of.
+//! `fused.rs` has the operations that autodiff sees, with their gradients, `experts.rs` those of experts; `flat.rs` those
+//! on flat parameters and what ranks exchange; `exchanges.rs` NCCL; `compare.rs` how far results may be from the
+//! reference. Sizes are odd: they divide by nothing that a kernel is built of.
 
 mod compare;
+mod exchanges;
 mod experts;
 mod flat;
 mod fused;
@@ -22,23 +23,28 @@ use crate::bench::{name_of, write_json};
 use crate::generate::open_named_device;
 use crate::output;
 
-/// Checks all kernels on the device of this name, in each format that it has; prints a line for each check, and
+/// Checks all kernels on the device of this name, in each of these formats that it has (all, if none are given); prints a line for each check, and
 /// writes them to `json`.
 ///
 /// # Errors
 /// [`TrainError::Kernels`] if one of them fails; if there is no such device; if the file cannot be written.
-pub fn run(device_name: &str, json: Option<&Path>) -> Result<(), TrainError> {
+pub fn run(
+    device_name: &str,
+    formats: Option<&[DType]>,
+    json: Option<&Path>,
+) -> Result<(), TrainError> {
     if let Some(path) = json {
         output::check_folder(path)?;
     }
     let device = open_named_device(device_name)?;
-    let formats = [DType::F32, DType::F16, DType::BF16];
-    let dtypes = formats.into_iter().filter(|dtype| device.supports_dtype(*dtype)).collect();
+    let formats = formats.unwrap_or(&[DType::F32, DType::F16, DType::BF16]).iter().copied();
+    let dtypes = formats.filter(|dtype| device.supports_dtype(*dtype)).collect();
     let (json, name) = (json.map(Path::to_path_buf), device_name.to_owned());
     let mut checker = Checker { device, name, dtypes, json, findings: Vec::new() };
     fused::check(&mut checker)?;
     experts::check(&mut checker)?;
     flat::check(&mut checker)?;
+    exchanges::check(&mut checker)?;
     // Last, for where products are tuned each of them takes a while.
     fused::products(&mut checker)?;
     let (failed, checked) = (checker.failed(), checker.findings.len());

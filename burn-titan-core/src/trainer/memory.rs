@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use burn_titan_kernels::device::memory;
 
-use super::{TrainError, open_device};
+use super::{TrainError, open_device_of_rank};
 use crate::config::{ComputeDtype, Config, DeviceKind};
 
 /// What CubeCL's errors say before the bytes that were asked for.
@@ -15,13 +15,14 @@ const SIGNS: [&str; 3] = [
     "an out-of-memory error happened",
 ];
 
-/// Runs the training of a config. A panic for want of memory on the device becomes an error; the panic's own
+/// Runs the training of a config as a rank of a host. A panic for want of memory on the device becomes an error; the panic's own
 /// words are on standard error by then. Any other goes on.
 ///
 /// # Errors
 /// As `training`; or [`TrainError::OutOfMemory`].
 pub(super) fn explained<T>(
     config: &Config,
+    local_rank: usize,
     training: impl FnOnce() -> Result<T, TrainError>,
 ) -> Result<T, TrainError> {
     let kind = config.training.device;
@@ -30,8 +31,8 @@ pub(super) fn explained<T>(
     }
     catch_unwind(AssertUnwindSafe(training)).unwrap_or_else(|panic| {
         let Some(asked) = asked(panic.as_ref()) else { resume_unwind(panic) };
-        let device = open_device(kind, ComputeDtype::Float32).ok();
-        let device_memory = device.and_then(|device| memory(&device));
+        let device = open_device_of_rank(kind, ComputeDtype::Float32, local_rank).ok();
+        let device_memory = device.and_then(|(device, _)| memory(&device));
         Err(TrainError::OutOfMemory { device: kind, asked, memory: device_memory })
     })
 }

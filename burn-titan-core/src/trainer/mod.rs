@@ -113,9 +113,11 @@ pub fn train(
     let output_dir = output_dir(&prepared.config);
     let steps = prepared.config.training.steps as u64;
     let config = prepared.config.clone();
-    memory::explained(&config, || match Trainer::new(prepared, registry, &world)? {
-        Some(trainer) => trainer.run(),
-        None => Ok(TrainSummary { steps, loss: None, validation_loss: None, output_dir }),
+    memory::explained(&config, world.local_rank(), || {
+        match Trainer::new(prepared, registry, &world)? {
+            Some(trainer) => trainer.run(),
+            None => Ok(TrainSummary { steps, loss: None, validation_loss: None, output_dir }),
+        }
     })
 }
 

@@ -45,7 +45,7 @@ impl Rehearsal {
         }
         let ranks: Vec<usize> = (0..world.size()).collect();
         let all = world.with_timeout(TUNING_TIMEOUT).communicator("rehearsal", &ranks)?;
-        let goes = world.local_rank() == 0;
+        let goes = world.leads_host();
         let groups = goes.then(|| Groups::new(&world.rehearsal(), mesh, split)).transpose()?;
         Ok(Some(Self { groups, all }))
     }

@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use burn::tensor::DType;
 use burn_titan_kernels::device::matmul_tflops;
 
-use super::{TrainError, folder, output_dir};
+use super::{TrainError, compute_dtype, folder, output_dir};
 use crate::config::{Config, to_yaml};
 use crate::executor::{Executor, Groups};
 use crate::metrics::{
@@ -15,6 +16,8 @@ use crate::model::Model;
 
 pub(super) struct Report {
     flops_per_token: f64,
+    /// Format of the products.
+    compute: DType,
     /// What one device reaches at best, if the config says it.
     device_peak_tflops: Option<f64>,
     /// What all devices of the run reach at best together.
@@ -47,6 +50,7 @@ impl Report {
         let open = || Records::open(config, model, step, resumed, groups.world.size());
         Ok(Self {
             flops_per_token: model.flops_per_token(config.training.seq_len),
+            compute: compute_dtype(config.precision.compute),
             device_peak_tflops: config.metrics.peak_tflops,
             peak_tflops: None,
             device_peak_bytes: 0,
@@ -66,7 +70,8 @@ impl Report {
             None => {
                 // All ranks measure at once: those that share a device, or cores, share what it reaches.
                 let device = executor.device();
-                let here = self.device_peak_tflops.unwrap_or_else(|| matmul_tflops(device));
+                let here =
+                    self.device_peak_tflops.unwrap_or_else(|| matmul_tflops(device, self.compute));
                 *self.peak_tflops.insert(executor.groups().sum(here, device)?)
             }
         };

@@ -4,6 +4,7 @@
 //! each step) and `parts/`: what the steps have written, as `bench ... --json` and `doctor --kernels --json` do, and
 //! `peer.json` of `benchmarks/gpu/peer.py`. All of it may be missing.
 
+mod goals;
 mod tables;
 
 use std::collections::BTreeMap;

@@ -1,13 +1,16 @@
 //! The page of tables.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::Measured;
+use super::goals::goals;
+use super::{Measured, Step};
 
 /// All tables that there is something for.
 pub(super) fn page(measured: &Measured) -> String {
     let tables = [
         about(measured),
+        goals(measured),
+        ceilings(measured),
         steps(measured),
         kernels(measured),
         losses(measured),
@@ -26,7 +29,7 @@ pub(super) fn page(measured: &Measured) -> String {
 }
 
 /// A heading and a table; nothing without rows.
-fn table(heading: &str, columns: &[&str], rows: &[Vec<String>]) -> String {
+pub(super) fn table(heading: &str, columns: &[&str], rows: &[Vec<String>]) -> String {
     if rows.is_empty() {
         return String::new();
     }
@@ -43,7 +46,7 @@ fn about(measured: &Measured) -> String {
 }
 
 fn steps(measured: &Measured) -> String {
-    let row = |step: &super::Step| {
+    let row = |step: &Step| {
         vec![step.title.clone(), step.name.clone(), format!("{:.1}", step.seconds), step.verdict()]
     };
     let rows: Vec<Vec<String>> = measured.steps.iter().map(row).collect();
@@ -88,11 +91,10 @@ fn training(measured: &Measured) -> String {
     let rows = subjects(measured, "step").map(|(name, part)| {
         let speed = part["tokens_per_second"].as_f64();
         let memory = part["memory_gib"].as_f64();
-        let share = ratio(part["gflops"].as_f64(), part["ceilings"]["gflops"].as_f64());
-        let peer = |mode: &str, key: &str| {
-            let entry = peers(measured).find(|it| it["part"] == name && it["mode"] == mode)?;
-            entry[key].as_f64()
-        };
+        let ours = part["ceilings"]["gflops"].as_f64();
+        let best = ours.into_iter().chain(their_products(measured)).max_by(f64::total_cmp);
+        let share = ratio(part["gflops"].as_f64(), best);
+        let peer = |mode: &str, key: &str| peer_of_step(measured, name, mode, key);
         let [compiled, eager] = ["compile", "eager"].map(|mode| peer(mode, "tokens_per_second"));
         let their_memory = peer("compile", "memory_gib").or_else(|| peer("eager", "memory_gib"));
         vec![
@@ -112,7 +114,7 @@ fn training(measured: &Measured) -> String {
         "model and tokens of a sequence",
         "parameters",
         "tokens/s",
-        "% of the measured matrix product",
+        "% of the fastest matrix product",
         "GiB",
         "PyTorch compiled",
         "ratio",
@@ -120,7 +122,7 @@ fn training(measured: &Measured) -> String {
         "ratio",
         "memory ratio",
     ];
-    table("Training steps", &columns, &rows.collect::<Vec<_>>())
+    table("Training steps (ratios: ours over PyTorch's)", &columns, &rows.collect::<Vec<_>>())
 }
 
 /// What the time of training steps is made of, in percent.
@@ -136,7 +138,14 @@ fn profiles(measured: &Measured) -> String {
                 number(of["percent"].as_f64(), 1),
             ]
         };
-        parts(part).iter().map(row).collect::<Vec<_>>()
+        let parts = parts(part);
+        let gaps = |of: &&Value| of["kind"] != "gaps";
+        let sum = |key: &str| parts.iter().filter(gaps).filter_map(|of| of[key].as_f64()).sum::<f64>();
+        let all = json!({
+            "kind": "all kernels", "launches": sum("launches"), "seconds": sum("seconds"), "percent": sum("percent"),
+        });
+        let all = (!parts.is_empty()).then_some(all);
+        parts.iter().chain(&all).map(row).collect::<Vec<_>>()
     });
     let columns = ["model and tokens of a sequence", "kernels", "launches", "ms", "% of the step"];
     table("What a step's time is made of", &columns, &rows.collect::<Vec<_>>())
@@ -161,17 +170,12 @@ fn operations(measured: &Measured) -> String {
         "PyTorch ms",
         "ratio",
     ];
-    table("Operations", &columns, &lines)
+    table("Operations (ratio: our speed over PyTorch's)", &columns, &lines)
 }
 
 fn operation(measured: &Measured, name: &str, part: &Value, row: &Value) -> Vec<String> {
     let seconds = row["seconds_median"].as_f64();
-    let peer = peers(measured).find(|entry| {
-        entry["part"] == name
-            && entry["operation"] == row["operation"]
-            && entry["sizes"]["seq"] == row["sizes"]["seq"]
-    });
-    let theirs = peer.and_then(|entry| entry["seconds_median"].as_f64());
+    let theirs = their_seconds(measured, name, row);
     let milliseconds = |seconds: Option<f64>| seconds.map(|seconds| seconds * 1e3);
     let sizes = row["sizes"].as_object().into_iter().flatten();
     let sizes: Vec<String> = sizes.map(|(name, size)| format!("{name} {size}")).collect();
@@ -188,6 +192,61 @@ fn operation(measured: &Measured, name: &str, part: &Value, row: &Value) -> Vec<
         number(milliseconds(theirs), 3),
         number(ratio(theirs, seconds), 2),
     ]
+}
+
+/// What PyTorch took for the same operation of the same size.
+fn their_seconds(measured: &Measured, name: &str, row: &Value) -> Option<f64> {
+    let same_sizes = |entry: &Value| {
+        let sizes = entry["sizes"].as_object()?;
+        Some(sizes.iter().all(|(size, value)| row["sizes"][size] == *value))
+    };
+    let mut entries = peers(measured)
+        .filter(|entry| entry["part"] == name && entry["operation"] == row["operation"]);
+    entries.find(|entry| same_sizes(entry) == Some(true))?["seconds_median"].as_f64()
+}
+
+/// Each operation that PyTorch ran too: its part, its name, and our speed over theirs.
+pub(super) fn operations_beside(measured: &Measured) -> impl Iterator<Item = (&str, &str, f64)> {
+    measured.parts.iter().flat_map(move |(name, part)| {
+        let rows = part["rows"].as_array().into_iter().flatten();
+        rows.filter_map(move |row| {
+            let theirs = their_seconds(measured, name, row);
+            let ratio = ratio(theirs, row["seconds_median"].as_f64())?;
+            Some((name.as_str(), row["operation"].as_str()?, ratio))
+        })
+    })
+}
+
+/// What PyTorch reached in a training step.
+pub(super) fn peer_of_step(measured: &Measured, name: &str, mode: &str, key: &str) -> Option<f64> {
+    let entry = peers(measured).find(|it| it["part"] == name && it["mode"] == mode)?;
+    entry[key].as_f64()
+}
+
+/// The rates of PyTorch's matrix products, in GFLOP/s.
+fn their_products(measured: &Measured) -> impl Iterator<Item = f64> {
+    let products = peers(measured).filter(|entry| entry["part"] == "matmul");
+    products.filter_map(|entry| entry["gflops"].as_f64())
+}
+
+/// The most that the device was seen to do.
+fn ceilings(measured: &Measured) -> String {
+    let ours = |key: &str| {
+        let rates = measured.parts.values().filter_map(|part| part["ceilings"][key].as_f64());
+        rates.max_by(f64::total_cmp)
+    };
+    let copies = peers(measured).filter(|entry| entry["part"] == "copy");
+    let copy = copies.filter_map(|entry| entry["gb_per_second"].as_f64()).max_by(f64::total_cmp);
+    let product = their_products(measured).max_by(f64::total_cmp);
+    let tera = |rate: Option<f64>| number(rate.map(|rate| rate / 1e3), 2);
+    let rows = [
+        ["matrix product, TFLOP/s".into(), tera(ours("gflops")), tera(product)],
+        ["memory, GB/s".into(), number(ours("gb_per_second"), 0), number(copy, 0)],
+    ];
+    match rows.iter().any(|row| row[1] != "-" || row[2] != "-") {
+        true => table("Ceilings", &["", "Burn", "PyTorch"], &rows.map(Vec::from)),
+        false => String::new(),
+    }
 }
 
 /// Runs of one step, which are told apart by what was there already.
@@ -208,7 +267,7 @@ fn peer_notes(measured: &Measured) -> String {
 }
 
 /// Parts of one subject, with their names.
-fn subjects<'a>(
+pub(super) fn subjects<'a>(
     measured: &'a Measured,
     subject: &'a str,
 ) -> impl Iterator<Item = (&'a str, &'a Value)> {
@@ -222,7 +281,7 @@ fn peers(measured: &Measured) -> impl Iterator<Item = &Value> {
     peer.into_iter().flatten()
 }
 
-fn ratio(over: Option<f64>, under: Option<f64>) -> Option<f64> {
+pub(super) fn ratio(over: Option<f64>, under: Option<f64>) -> Option<f64> {
     Some(over? / under?)
 }
 
@@ -242,7 +301,7 @@ mod tests {
         let step = json!({
             "subject": "step", "parameters": 10, "tokens_per_second": 300.0, "gflops": 50.0,
             "ceilings": { "gflops": 200.0 }, "memory_gib": 2.0,
-            "profile": [{ "kind": "gaps", "launches": 0.0, "seconds": 0.25, "percent": 25.0 }],
+            "profile": [{ "kind": "loss", "launches": 3.0, "seconds": 0.75, "percent": 75.0 }, { "kind": "gaps", "launches": 0.0, "seconds": 0.25, "percent": 25.0 }],
         });
         let attention = json!({
             "subject": "attention", "dtype": "bf16",
@@ -255,6 +314,8 @@ mod tests {
             { "part": "step-125m-2048", "mode": "compile", "tokens_per_second": 400.0, "memory_gib": 4.0 },
             { "part": "attention-64-causal", "operation": "forward", "sizes": { "seq": 64 },
               "seconds_median": 0.001 },
+            { "part": "matmul", "operation": "matmul", "sizes": { "m": 8 }, "gflops": 400.0 },
+            { "part": "copy", "gb_per_second": 2000.0 },
             { "part": "peer", "mode": "failed", "message": "1b | no memory" },
         ]});
         let kernels = json!({ "checked": 3, "failed": 1, "checks": [
@@ -290,9 +351,12 @@ mod tests {
             "| rope | [1], f32 | 1.0e0 | 1.0e-6 | - |",
             "3 checks against float64, of which 1 failed.",
             "| debug-f32 | 20 | 1.0e-5 | 1.0e-4 | ok |",
-            "| 125m-2048 | 10 | 300 | 25 | 2.00 | 400 | 0.75 | - | - | 0.50 |",
+            "| 125m-2048 | 10 | 300 | 12 | 2.00 | 400 | 0.75 | - | - | 0.50 |",
             "| attention-64-causal | forward | seq 64 | bf16 | 2.000 | 1.50 | 1.0 | 40 | 1.000 | 0.50 |",
             "| 125m-2048 | gaps | 0 | 250.00 | 25.0 |",
+            "| 125m-2048 | all kernels | 3 | 750.00 | 75.0 |",
+            "| matrix product, TFLOP/s | 0.20 | 0.40 |",
+            "| memory, GB/s | - | 2000 |",
             "| nothing was there | 9.5 |",
             "| 1b / no memory |",
         ] {
