@@ -95,11 +95,12 @@ impl Rules {
         }
     }
 
-    /// A number that must be finite and at least 0.
+    /// A number that must be finite and at least 0, and is used in single precision.
     pub fn at_least_0(&mut self, field: &'static str, number: f64) {
         if !number.is_finite() || number < 0.0 {
             self.report(field, format!("is {number}: expected a number of at least 0"));
         }
+        self.single_precision(field, number);
     }
 
     /// A number above 0 that is used in single precision, where a smaller one is 0.

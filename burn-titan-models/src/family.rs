@@ -49,13 +49,20 @@ impl<C: HuggingFace> ModelFamily for Family<C> {
         flavor: &str,
         overrides: &Map<String, Value>,
     ) -> Result<Value, Vec<FieldProblem>> {
-        let family = C::FAMILY;
         let Some(config) = C::flavor(flavor) else {
-            let message = format!("{family} has no flavor `{flavor}`");
+            let message = format!("{} has no flavor `{flavor}`", C::FAMILY);
             let hint = suggestion(flavor, C::FLAVORS.iter().copied());
             return Err(vec![problem("model.flavor", message, hint)]);
         };
-        let base = config.to_value();
+        self.change(&config.to_value(), overrides)
+    }
+
+    fn change(
+        &self,
+        base: &Value,
+        overrides: &Map<String, Value>,
+    ) -> Result<Value, Vec<FieldProblem>> {
+        let family = C::FAMILY;
         let mut problems = Vec::new();
         let mut fields = base.as_object().cloned().unwrap_or_default();
         for (name, value) in overrides {
@@ -79,7 +86,13 @@ impl<C: HuggingFace> ModelFamily for Family<C> {
                 }
             }
         }
-        if problems.is_empty() { Ok(Value::Object(fields)) } else { Err(problems) }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        // Numbers as the family writes them: 0 for a fraction is 0.0.
+        let changed = parse::<C>(&Value::Object(fields));
+        let changed = changed.map_err(|e| vec![problem("model.overrides", e.to_string(), None)])?;
+        Ok(changed.to_value())
     }
 
     fn build(&self, config: &Value, attention: &str) -> Result<Model, Vec<FieldProblem>> {

@@ -58,7 +58,7 @@ pub use reduce::reduce_chunks;
 pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use router::{
-    ExpertGroups, GroupScore, Routed, RouterScores, Routing, RoutingError, route, router_z_loss,
-    sequence_balance_loss, sequence_loads,
+    ExpertGroups, GroupScore, Routed, RouterScores, Routing, RoutingError, route, route_agreed,
+    router_z_loss, sequence_balance_loss, sequence_loads,
 };
 pub use swiglu::swiglu;

@@ -60,6 +60,7 @@ fn toy() -> Model {
     let module = Toy { w: lazy([6, 8]), tall: lazy([5, 12]), bias: lazy([7]) };
     Model {
         config: Value::Null,
+        training_fields: &[],
         units: vec![ModuleUnit::boxed("toy", "", module)],
         vocab_size: 1,
         max_seq_len: 1,

@@ -47,6 +47,13 @@ impl ExpertLoads {
         self.0.iter().map(layer).collect()
     }
 
+    /// Of what tokens have chosen, `each` a layer, how much the experts' counts are off; nothing where no layer was
+    /// counted.
+    pub fn dropped(&self, each: u64) -> Option<u64> {
+        let met = |counts: &Vec<u64>| counts.iter().sum::<u64>();
+        (!self.0.is_empty()).then(|| self.0.iter().map(|counts| each.abs_diff(met(counts))).sum())
+    }
+
     /// Moves what balances the choice: up for experts that met fewer tokens than the mean, down for those that met
     /// more (Wang et al., 2024; DeepSeek-AI, 2024). A step moves it by the rate where the load is off by the mean or
     /// more, as the papers do it always, and by less where it is off by less, so that it comes to rest. Every rank does
@@ -91,6 +98,12 @@ mod tests {
     fn how_uneven_loads_are() {
         let loads = ExpertLoads(vec![vec![2, 2, 2], vec![6, 0, 0], vec![0, 0, 0]]);
         assert_eq!(loads.imbalance(), [1.0, 3.0, 0.0]);
+    }
+
+    #[test]
+    fn what_no_expert_has_met_is_counted() {
+        let loads = ExpertLoads(vec![vec![2, 2, 2], vec![5, 0, 0]]);
+        assert_eq!((loads.dropped(6), ExpertLoads::default().dropped(6)), (Some(1), None));
     }
 
     #[test]

@@ -41,9 +41,13 @@ pub struct StepMetrics {
     /// Time of the whole step, in seconds.
     #[serde(deserialize_with = "number_or_null")]
     pub step_seconds: f64,
-    /// Of each layer with experts, the tokens of the busiest one over the mean. No token is dropped.
+    /// Of each layer with experts, the tokens of the busiest one over the mean.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub expert_load: Vec<f64>,
+    /// Choices of experts, over tokens and layers, that no expert has met: 0, for every expert meets the rows that it
+    /// gets, however many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropped: Option<u64>,
     /// What the choice of experts adds to the training loss, which is without it, where the model has such losses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auxiliary_loss: Option<f64>,

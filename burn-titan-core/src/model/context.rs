@@ -17,7 +17,7 @@ use burn_titan_parallel::tensor_parallel::TensorParallel;
 
 use crate::data::{Batch, IGNORE};
 
-pub use routed::{Beside, ExpertLayer, Mixture};
+pub use routed::{Agree, Beside, ExpertLayer, Mixture};
 
 /// What flows from one unit to the next.
 #[derive(Debug, Clone)]

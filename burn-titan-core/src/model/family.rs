@@ -28,6 +28,8 @@ pub struct FieldProblem {
 pub struct Model {
     /// The resolved sizes, as the family reads them back.
     pub config: Value,
+    /// Names of those fields that say how the model is trained: another value of one does not make it another model.
+    pub training_fields: &'static [&'static str],
     /// The units, in the order in which they run.
     pub units: Vec<Box<dyn Unit>>,
     /// Token ids that the model knows.
@@ -53,6 +55,26 @@ pub struct Model {
 }
 
 impl Model {
+    /// The first field in which another config, as [`Model::config`] has them, is of another model: its name, the value
+    /// there, and the value here.
+    pub fn first_difference(&self, other: &Value) -> Option<(String, String, String)> {
+        self.differing_field(other, |field| !self.training_fields.contains(&field))
+    }
+
+    /// The first of the fields that count in which another config differs.
+    pub(crate) fn differing_field(
+        &self,
+        other: &Value,
+        counts: impl Fn(&str) -> bool,
+    ) -> Option<(String, String, String)> {
+        let (theirs, ours) = (other.as_object()?, self.config.as_object()?);
+        let differs =
+            |(key, value): &(&String, &Value)| counts(key) && ours.get(*key) != Some(*value);
+        let (key, value) = theirs.iter().find(differs)?;
+        let here = ours.get(key).map_or("nothing".into(), Value::to_string);
+        Some((key.clone(), value.to_string(), here))
+    }
+
     /// The parameters, each once: a tied one belongs to the first unit that has it.
     pub fn parameters(&self) -> Vec<ParameterSpec> {
         let mut seen = std::collections::HashSet::new();
@@ -173,6 +195,16 @@ pub trait ModelFamily: Send + Sync {
     fn resolve(
         &self,
         flavor: &str,
+        overrides: &Map<String, Value>,
+    ) -> Result<Value, Vec<FieldProblem>>;
+
+    /// These sizes, as [`ModelFamily::resolve`] or [`ModelFamily::config_from_hf`] gave them, with some fields changed.
+    ///
+    /// # Errors
+    /// Every problem, each with the key of the run's config that it is about.
+    fn change(
+        &self,
+        config: &Value,
         overrides: &Map<String, Value>,
     ) -> Result<Value, Vec<FieldProblem>>;
 

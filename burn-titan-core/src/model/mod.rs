@@ -9,7 +9,7 @@ mod tensor_plan;
 mod unit;
 
 pub use activations::{Activations, Sharing, Workload};
-pub use context::{Beside, Context, ExpertLayer, HeadOutput, Mixture, Parallel, Stream};
+pub use context::{Agree, Beside, Context, ExpertLayer, HeadOutput, Mixture, Parallel, Stream};
 pub use experts::{AuxiliaryLosses, ExpertRank, Experts, ParameterRole};
 pub use family::{FieldProblem, HfExtras, HfWeights, Model, ModelError, ModelFamily, Registry};
 pub use initial::{Initial, initial_values};

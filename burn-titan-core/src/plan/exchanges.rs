@@ -36,7 +36,7 @@ impl SiteExchanges {
             Site::ByToken { dim } => self.by_token(dim),
             Site::Output { dim } => self.output(dim, stream(dim)),
             Site::Experts { dim, experts, top_k, balance } => {
-                self.experts(stream(dim), experts, dim * top_k, balance)
+                self.experts(dim, [experts, top_k], balance)
             }
             Site::Attention { key_heads, head_dim } => self.attention(key_heads, head_dim),
         }
@@ -87,16 +87,11 @@ impl SiteExchanges {
         all
     }
 
-    /// How many rows go to which rank is seen only in the run: here, equally many to each. A token's rows are so wide
-    /// together.
-    fn experts(
-        &self,
-        stream: (usize, usize),
-        experts: usize,
-        width: usize,
-        balance: bool,
-    ) -> Exchanges {
+    /// How many rows go to which rank is seen only in the run: here, equally many to each.
+    fn experts(&self, dim: usize, [experts, top_k]: [usize; 2], balance: bool) -> Exchanges {
         let Sharing { tensor, expert_ranks: ranks, .. } = *self.sharing();
+        let tokens = self.workload.tokens();
+        let stream = (tokens * dim, self.workload.stream_tokens() * dim);
         let (enter, leave) = (self.enter(stream), self.leave(stream));
         let around = |forward: Vec<Operation>, backward: Vec<Operation>| Exchanges {
             forward: [enter.forward.clone(), forward, leave.forward.clone()].concat(),
@@ -104,10 +99,13 @@ impl SiteExchanges {
         };
         let loads = if balance { self.loads(experts) } else { vec![] };
         if ranks == 1 {
-            return around(loads, vec![]);
+            let chosen = (tokens * top_k, tokens * top_k);
+            let chosen =
+                (tensor.ranks > 1).then(|| self.tensor(Kind::Broadcast, chosen, Element::I32));
+            return around(chosen.into_iter().chain(loads).collect(), vec![]);
         }
         // Every rank of `tp` routes tokens of its own.
-        let own = shard_range(self.workload.tokens(), tensor.ranks, 0).len() * width;
+        let own = shard_range(tokens, tensor.ranks, 0).len() * dim * top_k;
         let operation = |kind, count, own, element| Operation {
             scope: Scope::Expert,
             kind,

@@ -255,11 +255,14 @@ impl Trainer {
         let step_seconds = start.elapsed().as_secs_f64();
         let tokens: usize = batches.iter().map(|batch| batch.batch * batch.seq).sum();
         let tokens = tokens * self.data.ranks;
+        let experts = self.executor.model().experts.as_ref();
+        let chosen = (tokens * experts.map_or(0, |experts| experts.met)) as u64;
         let mut metrics = StepMetrics {
             step: self.step,
             loss: outcome.loss,
             grad_norm: outcome.grad_norm,
             expert_load: outcome.expert_loads.imbalance(),
+            dropped: outcome.expert_loads.dropped(chosen),
             auxiliary_loss: outcome.auxiliary_loss,
             lr: self.config.optimizer.lr * lr_factor,
             data_seconds,

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use burn_titan_parallel::Mesh;
-use serde_json::Value;
 
 use super::pipeline;
 use crate::config::{
@@ -109,29 +108,27 @@ pub fn initial_model(
         }
         None => None,
     };
-    let sizes = match (config.flavor.as_str(), from_hf) {
-        (HF_FLAVOR, Some(sizes)) if config.overrides.is_empty() => sizes,
-        (HF_FLAVOR, Some(_)) => {
-            let message = "the flavor `hf` takes all sizes from model.initial_hf".to_string();
-            return Err(one("model.overrides", message, Some("remove the overrides".into())));
-        }
+    let sizes = match (config.flavor.as_str(), &from_hf) {
+        (HF_FLAVOR, Some(sizes)) => family.change(sizes, &config.overrides)?,
         (HF_FLAVOR, None) => {
             let message = "the flavor `hf` needs model.initial_hf".to_string();
             return Err(one("model.flavor", message, Some("name the folder there".into())));
         }
-        (flavor, from_hf) => {
-            let sizes = family.resolve(flavor, &config.overrides)?;
-            if let Some(hf) = from_hf
-                && let Some((field, theirs, ours)) = first_difference(&hf, &sizes)
-            {
-                let message = format!("the weights have {field} = {theirs}, the config {ours}");
-                let hint = "`model.flavor: hf` takes the sizes from the folder".to_string();
-                return Err(one("model.initial_hf", message, Some(hint)));
-            }
-            sizes
-        }
+        (flavor, _) => family.resolve(flavor, &config.overrides)?,
     };
-    family.build(&sizes, &config.attention)
+    let model = family.build(&sizes, &config.attention)?;
+    let difference = from_hf.and_then(|hf| model.first_difference(&hf));
+    let Some((field, theirs, ours)) = difference else { return Ok(model) };
+    let message = format!("the weights have {field} = {theirs}, the config {ours}");
+    Err(match config.overrides.contains_key(&field) {
+        true => {
+            one(&format!("model.overrides.{field}"), message, Some(format!("set it to {theirs}")))
+        }
+        false => {
+            let hint = "`model.flavor: hf` takes the sizes from the folder".to_string();
+            one("model.initial_hf", message, Some(hint))
+        }
+    })
 }
 
 /// What of the rest of the config does not fit the model.
@@ -274,13 +271,4 @@ fn dtype_problem(config: &Config) -> Option<FieldProblem> {
 /// If none is registered under it.
 pub fn family<'a>(registry: &'a Registry, name: &str) -> Result<&'a dyn ModelFamily, ModelError> {
     registry.get(name).ok_or_else(|| ModelError::new(format!("no model is registered as `{name}`")))
-}
-
-/// The first field in which two configs of a model differ: its name and both values.
-pub(super) fn first_difference(a: &Value, b: &Value) -> Option<(String, String, String)> {
-    let (a, b) = (a.as_object()?, b.as_object()?);
-    let differs = |(key, value): &(&String, &Value)| b.get(*key) != Some(*value);
-    let (key, value) = a.iter().find(differs)?;
-    let other = b.get(key).map_or("nothing".into(), Value::to_string);
-    Some((key.clone(), value.to_string(), other))
 }

@@ -1,6 +1,6 @@
 //! What a checkpoint of a run holds, and how it goes in and out.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::TrainError;
-use super::prepare::first_difference;
 use crate::checkpoint::{
     self, Checkpoint, CheckpointContent, CheckpointError, DeferredTensor, Region, Saver,
 };
@@ -137,6 +136,22 @@ impl Resumed {
     }
 }
 
+/// What makes the model another one than the checkpoint's: a field of its sizes, with its value there and here. A
+/// field of how it is trained may differ, unless the model has other parameters for it.
+fn difference(
+    checkpoint: &Checkpoint,
+    state: &TrainState,
+    model: &Model,
+) -> Option<(String, String, String)> {
+    let size = model.first_difference(&state.model);
+    size.or_else(|| {
+        let saved: BTreeSet<&str> = checkpoint.model_tensors().map(|entry| entry.name).collect();
+        let parameters = model.parameters();
+        let here: BTreeSet<&str> = parameters.iter().map(|spec| spec.name.as_str()).collect();
+        (saved != here).then(|| model.differing_field(&state.model, |_| true)).flatten()
+    })
+}
+
 pub(super) fn load(
     folder: &Path,
     model: &Model,
@@ -147,7 +162,7 @@ pub(super) fn load(
     let checkpoint = checkpoint::open(folder)?;
     checkpoint.verify_share(groups.world.rank(), groups.world.size())?;
     let state: TrainState = checkpoint.state()?;
-    if let Some((field, saved, wanted)) = first_difference(&state.model, &model.config) {
+    if let Some((field, saved, wanted)) = difference(&checkpoint, &state, model) {
         let checkpoint = folder.display().to_string();
         return Err(TrainError::OtherModel { checkpoint, field, saved, wanted });
     }

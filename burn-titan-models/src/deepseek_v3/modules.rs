@@ -17,6 +17,7 @@ pub fn model(config: &DeepSeekV3Config) -> Model {
     let (dim, sizes) = (config.dim, config.clone());
     Model {
         config: config.to_value(),
+        training_fields: moe::TRAINING_FIELDS,
         units: units(config, &Device::flex()),
         tensor_plan: Box::new(move || Ok(tensor_plan(&sizes))),
         role: Box::new(moe::role),

@@ -20,6 +20,7 @@ pub fn model<A: Attention>(config: &LlamaConfig) -> Model {
     let (dim, sizes) = (config.dim, config.clone());
     Model {
         config: config.to_value(),
+        training_fields: &[],
         units: units::<A>(config, &Device::flex()),
         tensor_plan: Box::new(move || tensor_plan::<A>(&sizes)),
         role: Box::new(|_| ParameterRole::Dense),

@@ -15,8 +15,8 @@ pub use router::Router;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use burn_titan_core::model::{
-    AuxiliaryLosses, Beside, Context, ExpertLayer, Line, Mixture, ParameterRole, Site, Split,
-    Workload,
+    Agree, AuxiliaryLosses, Beside, Context, ExpertLayer, Line, Mixture, ParameterRole, Site,
+    Split, Workload,
 };
 use burn_titan_kernels::{Routed, Routing};
 
@@ -85,6 +85,10 @@ impl MixtureOfExperts {
     }
 }
 
+/// Fields of such a model's sizes that say how it is trained.
+pub const TRAINING_FIELDS: &[&str] =
+    &["load_balance_rate", "sequence_balance_loss", "router_z_loss"];
+
 /// What a parameter of a model with experts is for, told from its name.
 pub fn role(name: &str) -> ParameterRole {
     if name.contains(".experts.") {
@@ -102,8 +106,8 @@ impl Mixture for MixtureOfExperts {
         ExpertLayer { layer, experts, losses }
     }
 
-    fn route(&self, tokens: Tensor<2>) -> Routed {
-        self.router.forward(tokens, &self.config.routing)
+    fn route(&self, tokens: Tensor<2>, agree: Agree<'_>) -> Routed {
+        self.router.forward(tokens, &self.config.routing, agree)
     }
 
     fn compute(&self, rows: Tensor<2>, counts: &[usize]) -> Tensor<2> {

@@ -3,7 +3,8 @@
 use burn::module::{Module, Param};
 use burn::nn::{Initializer, Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
-use burn_titan_kernels::{Routed, Routing, linear_f32, route};
+use burn_titan_core::model::Agree;
+use burn_titan_kernels::{Routed, Routing, linear_f32, route_agreed};
 
 /// Scores experts by one matrix, in f32, whatever the rest computes in: close scores decide which expert a token meets.
 #[derive(Module, Debug)]
@@ -22,10 +23,10 @@ impl Router {
         Self { weight, bias }
     }
 
-    /// The experts of tokens `[tokens, dim]`, with their weights.
-    pub fn forward(&self, tokens: Tensor<2>, routing: &Routing) -> Routed {
+    /// The experts of tokens `[tokens, dim]`, as ranks that have the same tokens agree on them, with their weights.
+    pub fn forward(&self, tokens: Tensor<2>, routing: &Routing, agree: Agree<'_>) -> Routed {
         let logits = linear_f32(tokens, self.weight.val());
         let bias = self.bias.as_ref().map(|bias| bias.val().inner());
-        route(logits, bias, routing)
+        route_agreed(logits, bias, routing, agree)
     }
 }

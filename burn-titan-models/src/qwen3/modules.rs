@@ -19,6 +19,7 @@ pub fn model<A: Attention>(config: &Qwen3Config) -> Model {
     let (dim, tied, sizes) = (config.dim, config.tie_embeddings, config.clone());
     Model {
         config: config.to_value(),
+        training_fields: &[],
         units: units::<A>(config, &Device::flex()),
         tensor_plan: Box::new(move || tensor_plan::<A>(&sizes)),
         role: Box::new(|_| ParameterRole::Dense),

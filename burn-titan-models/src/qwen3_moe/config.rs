@@ -185,7 +185,14 @@ mod tests {
     #[test]
     fn broken_sizes_are_named() {
         type Change = fn(&mut Qwen3MoeConfig);
-        let cases: [(&str, &str, Change); 3] = [
+        let cases: [(&str, &str, Change); 4] = [
+            (
+                "router_z_loss",
+                "is 1e39: expected a number between 1.1754944e-38 and 3.4028235e38",
+                |c| {
+                    c.router_z_loss = 1e39;
+                },
+            ),
             ("top_k", "is 9: expected at most 8", |c| c.top_k = 9),
             ("load_balance_rate", "is -1: expected a number of at least 0", |c| {
                 c.load_balance_rate = -1.0;

@@ -28,7 +28,7 @@ mod tests;
 
 use std::ops::Range;
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 use burn_titan_kernels::{differentiable, embedding};
 
 use crate::peers::Peers;
@@ -151,6 +151,17 @@ impl TensorParallel {
         let others = Tensor::zeros([batch * seq, dim], (&y.device(), y.dtype()));
         let whole = if range.is_empty() { others } else { others.slice_assign([range, 0..dim], y) };
         self.leave(whole.reshape([batch, seq, dim]))
+    }
+
+    /// What the first rank has of what all ranks have computed of the same tokens; of any shape.
+    pub fn of_first<const D: usize>(&self, own: Tensor<D, Int>) -> Tensor<D, Int> {
+        if !self.peers.several() {
+            return own;
+        }
+        let (dims, dtype) = (own.dims(), own.dtype());
+        let flat = own.reshape([dims.iter().product::<usize>()]).cast(DType::I32);
+        let work = self.peers.begin(|peers| peers.broadcast(flat.clone().into(), 0));
+        self.peers.settle(work, || flat.into()).int().reshape(dims).cast(dtype)
     }
 
     /// The stream that a model begins with.

@@ -201,6 +201,23 @@ impl RouterOps for burn_cubecl::CubeBackend {
 /// # Panics
 /// If [`Routing::check`] refuses the routing, or the bias is not one an expert.
 pub fn route(logits: Tensor<2>, bias: Option<Tensor<1>>, routing: &Routing) -> Routed {
+    route_agreed(logits, bias, routing, |chosen| chosen)
+}
+
+/// As [`route`], with the experts that others agree on: `agree` is given those that it chooses, and gives those that
+/// count. Logits that differ in their last bits choose others where scores are close.
+///
+/// # Shapes
+/// - as [`route`]; `agree` gives what it is given the shape of
+///
+/// # Panics
+/// As [`route`].
+pub fn route_agreed(
+    logits: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    routing: &Routing,
+    agree: impl FnOnce(Tensor<2, Int>) -> Tensor<2, Int>,
+) -> Routed {
     let experts = logits.dims()[1];
     if let Err(error) = routing.check(experts) {
         panic!("{error}");
@@ -220,6 +237,7 @@ pub fn route(logits: Tensor<2>, bias: Option<Tensor<1>>, routing: &Routing) -> R
         bias.into_dispatch(),
         routing.choice(),
     ));
+    let chosen = agree(chosen);
     let weights = weights(scores.clone(), chosen.clone(), routing);
     Routed { chosen, weights, scores, logits }
 }

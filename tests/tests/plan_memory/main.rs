@@ -10,6 +10,7 @@ mod units;
 
 use std::sync::{Mutex, PoisonError};
 
+use burn::tensor::{Device, Tensor};
 use burn_titan_core::plan::plan;
 use burn_titan_core::trainer::prepare;
 use burn_titan_tests::counting::Counting;
@@ -35,6 +36,25 @@ checkpoint: {enable: false}
 metrics: {tensorboard: false, peak_tflops: 1, log_interval: 1000}
 ";
 
+/// What the product that gives the logits of 512 tokens holds besides its result: room in which the CPU sorts operands.
+/// It goes by the caches, from one MiB to several, and no plan counts it.
+fn sorted_operands() -> usize {
+    let [a, b] = [[512, 128], [128, VOCABULARY.into()]].map(ones);
+    let besides = |result: usize| {
+        let before = ALLOCATOR.in_use();
+        ALLOCATOR.forget_peak();
+        drop(a.clone().matmul(b.clone()));
+        (ALLOCATOR.peak() - before).saturating_sub(result)
+    };
+    // What is made once for the process is counted for none.
+    besides(0);
+    besides(512 * usize::from(VOCABULARY) * size_of::<f32>())
+}
+
+fn ones(shape: [usize; 2]) -> Tensor<2> {
+    Tensor::ones(shape, &Device::flex())
+}
+
 /// Most bytes that a run of so many ranks had in use at once, above those before it, and what `plan` counts.
 fn measured_and_planned(ranks: usize, words: &[&str]) -> [usize; 2] {
     let run = Run::new(CONFIG);
@@ -57,19 +77,23 @@ fn measured_and_planned(ranks: usize, words: &[&str]) -> [usize; 2] {
     [ALLOCATOR.peak() - before, planned]
 }
 
-/// How a case's bytes compare, and whether they are further apart than a tenth. Ranks that are not all at their peak
-/// at one time hold less together: what is measured is the most of some runs.
+/// How a case's bytes compare, and whether they are further apart than 8 in 100, with what ranks sort besides or without.
+/// Ranks that are not all at their peak at one time hold less together, and a rank that a busy machine keeps waiting
+/// holds what has come for it in the meantime: one of up to four runs must be near.
 fn compared(name: &str, ranks: usize, words: &[&str]) -> (String, bool) {
-    let [mut measured, planned] = measured_and_planned(ranks, words);
-    for _ in 0..3 {
-        if ranks > 1 && measured < planned * 23 / 25 {
-            measured = measured.max(measured_and_planned(ranks, words)[0]);
-        }
-    }
-    let ratio = measured as f64 / planned as f64;
-    let line = format!("{name}: {measured} bytes, planned {planned}: {ratio:.3}");
+    let besides = ranks * sorted_operands();
+    let mut runs = Vec::new();
+    let mut is_near = || {
+        let [measured, planned] = measured_and_planned(ranks, words);
+        let ratio = |bytes: usize| bytes as f64 / planned as f64;
+        let (least, most) = (ratio(measured.saturating_sub(besides)), ratio(measured));
+        runs.push(format!("{least:.3} to {most:.3}"));
+        least < 1.08 && most > 0.92
+    };
+    let near = (0..if ranks > 1 { 4 } else { 1 }).any(|_| is_near());
+    let line = format!("{name}: {} of what is planned", runs.join(", "));
     println!("{line}");
-    (line, (ratio - 1.0).abs() > 0.1)
+    (line, !near)
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use burn_titan_tests::runs::{Run, repository};
+use burn_titan_tests::runs::{Run, random_tokens, repository};
 use safetensors::SafeTensors;
 
 const FROM_HF: &str = "
@@ -79,4 +79,59 @@ fn bin_with_accumulation_and_recomputation() {
         "activation_checkpoint.mode=full",
     ];
     check_curve("bin", &bytes, &words);
+}
+
+const EXPERTS_FROM_HF: &str = "
+run: {output_dir: HERE/out}
+model: {name: FAMILY, flavor: hf, initial_hf: GOLDEN/FAMILY_tiny}
+data: {train: [{path: HERE/tokens.bin}]}
+training: {steps: 4, seq_len: 37, local_batch_size: 2}
+lr_scheduler: {warmup_steps: 0}
+checkpoint: {interval: 2}
+metrics: {tensorboard: false, peak_tflops: 1, log_interval: 1000}
+";
+
+/// No folder says how experts are balanced: the config does, and a run that goes on may change it.
+#[test]
+fn experts_of_a_folder_are_balanced_as_the_config_says() {
+    let golden = repository().join("tests/golden").display().to_string();
+    for family in ["qwen3_moe", "deepseek_v3"] {
+        let run = || {
+            let config = EXPERTS_FROM_HF.replace("FAMILY", family).replace("GOLDEN", &golden);
+            let run = Run::new(&config);
+            run.write("tokens.bin", &random_tokens(5, 2000, 256));
+            run
+        };
+        let (rate, z) = ("model.overrides.load_balance_rate", "model.overrides.router_z_loss");
+        let biases = |run: &Run, step| {
+            let file = run.checkpoint_file(step, "model.safetensors");
+            let file = SafeTensors::deserialize(&file).expect("a file of tensors");
+            let names = file.names().into_iter().filter(|name| name.ends_with("router.bias"));
+            let mut values: Vec<_> = names
+                .map(|name| (name.to_string(), file.tensor(name).unwrap().data().to_vec()))
+                .collect();
+            values.sort();
+            values
+        };
+        let still = run();
+        // A whole number is that fraction.
+        still.train(&[&format!("{rate}=0"), "training.steps=2"]);
+        let balanced = run();
+        balanced.train(&[&format!("{rate}=0.01"), &format!("{z}=0.001")]);
+        let (a, b) = (still.metrics(), balanced.metrics());
+        assert_eq!(a[0].loss, b[0].loss, "{family}: the weights are the folder's");
+        assert_eq!((a[0].auxiliary_loss, b[0].auxiliary_loss.is_some()), (None, true), "{family}");
+        assert!(b.iter().all(|metrics| metrics.dropped == Some(0)), "{family}");
+        assert_ne!(biases(&balanced, 2), biases(&balanced, 4), "{family}: they move");
+
+        balanced.train(&["training.steps=6", &format!("{rate}=0.002")]);
+        assert_eq!(balanced.metrics().len(), 6, "{family}: another rate goes on");
+        if family == "qwen3_moe" {
+            let refusal = balanced.refusal(&["training.steps=8", &format!("{rate}=0")]);
+            assert!(
+                refusal.contains("load_balance_rate"),
+                "without numbers it is another model: {refusal}"
+            );
+        }
+    }
 }

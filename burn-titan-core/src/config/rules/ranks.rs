@@ -41,7 +41,7 @@ impl Rules<'_> {
         let degree = |degree: i64| usize::try_from(degree).unwrap_or(1);
         let context = degree(parallelism.context_parallel_degree);
         let tensor = degree(parallelism.tensor_parallel_degree);
-        if !self.usable(&[SEQ, BATCH, CONTEXT, TENSOR]) {
+        if !self.usable(&[SEQ, BATCH, CONTEXT, TENSOR, EXPERT]) {
             return;
         }
         if context > 1 && seq < 2 * context {
@@ -52,11 +52,15 @@ impl Rules<'_> {
             return self.report(&[CONTEXT, SEQ], &message, Some(&hint));
         }
         let fewest = batch.saturating_mul(seq / context);
-        if parallelism.enable_sequence_parallel && fewest < tensor {
+        let experts = parallelism.expert_parallel_degree > 1;
+        if (parallelism.enable_sequence_parallel || experts) && fewest < tensor {
             let message =
                 format!("{tensor} ranks share the {fewest} tokens of a micro-batch: one has none");
-            let hint = "set `parallelism.enable_sequence_parallel` to `false`";
-            self.report(&[TENSOR, SEQ], &message, Some(hint));
+            let hint = match experts {
+                true => format!("raise `{SEQ}`, or lower `{TENSOR}`"),
+                false => "set `parallelism.enable_sequence_parallel` to `false`".into(),
+            };
+            self.report(&[TENSOR, SEQ], &message, Some(&hint));
         }
     }
 

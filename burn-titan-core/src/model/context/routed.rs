@@ -1,6 +1,6 @@
 //! Sub-modules of which every token meets a part: experts.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 use burn_titan_kernels::{ExpertOrder, Routed, permute, unpermute};
 
 use super::Context;
@@ -22,8 +22,9 @@ pub trait Mixture {
     /// Which layer it is.
     fn layer(&self) -> ExpertLayer;
 
-    /// Chooses the experts of the tokens that this rank routes, `[tokens, dim]`.
-    fn route(&self, tokens: Tensor<2>) -> Routed;
+    /// Chooses the experts of the tokens that this rank routes, `[tokens, dim]`. Of those that it would choose, `agree`
+    /// makes those that count.
+    fn route(&self, tokens: Tensor<2>, agree: Agree<'_>) -> Routed;
 
     /// What this rank's experts make of the rows that were sent to them, `[rows, dim]`, in the order of experts, with
     /// the rows of each.
@@ -35,6 +36,9 @@ pub trait Mixture {
     }
 }
 
+/// What makes one choice of experts, `[tokens, k]`, of those of all ranks that have the same tokens.
+pub type Agree<'a> = &'a dyn Fn(Tensor<2, Int>) -> Tensor<2, Int>;
+
 /// A sub-module of the residual stream.
 pub type Beside<'a> = Box<dyn FnOnce(Tensor<3>, &Context) -> Tensor<3> + 'a>;
 
@@ -42,8 +46,8 @@ impl Context {
     /// Experts: each token of `x`, hidden states of the residual stream, meets those that a router chooses for it, and
     /// gets the sum of what they give, weighted by the router.
     ///
-    /// With `tensor` parallelism alone, every rank has a part of each expert, and routes all tokens, to the same
-    /// experts; where experts are dealt out, the mesh puts its exchanges around what they compute, and every rank routes
+    /// With `tensor` parallelism alone, every rank has a part of each expert, and routes all tokens, to the experts that
+    /// the first rank chose: scores may differ in their last bits, and half of one expert is no expert. Where experts are dealt out, the mesh puts its exchanges around what they compute, and every rank routes
     /// tokens of its own.
     pub fn experts(&self, x: Tensor<3>, mixture: &impl Mixture) -> Tensor<3> {
         let (tensor, expert) = (&self.parallel.tensor, &self.parallel.expert);
@@ -59,7 +63,8 @@ impl Context {
                 x.reshape([batch * seq, dim])
             }
         };
-        let routed = mixture.route(tokens.clone());
+        let agree = |chosen| if dealt { chosen } else { tensor.of_first(chosen) };
+        let routed = mixture.route(tokens.clone(), &agree);
         let scored = layer.losses.any().then(|| routed.clone());
         let Routed { chosen, weights, .. } = routed;
         let order = ExpertOrder::new(&chosen, layer.experts);
