@@ -6,7 +6,8 @@ use burn::tensor::{Device, Tensor};
 use burn_titan_core::model::Agree;
 use burn_titan_kernels::{Routed, Routing, linear_f32, route_agreed};
 
-/// Scores experts by one matrix, in f32, whatever the rest computes in: close scores decide which expert a token meets.
+/// Scores experts by one matrix, with a product in f32, whatever the rest computes in: close scores decide which expert a
+/// token meets. The matrix itself comes in the format of the rest, as all that ranks gather.
 #[derive(Module, Debug)]
 pub struct Router {
     /// `[dim, experts]`.

@@ -188,7 +188,7 @@ mod tests {
         let cases: [(&str, &str, Change); 4] = [
             (
                 "router_z_loss",
-                "is 1e39: expected a number between 1.1754944e-38 and 3.4028235e38",
+                "is 1e39: expected a number from 1.1754944e-38 to 3.4028235e38 (single precision)",
                 |c| {
                     c.router_z_loss = 1e39;
                 },

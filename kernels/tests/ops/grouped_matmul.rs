@@ -46,6 +46,15 @@ fn equals_the_reference_at_odd_sizes() {
     check_counts(&[3, 300], [130, 31]);
 }
 
+/// Widths of whole vectors, which few rows of an expert take another way through on the CPU.
+#[test]
+fn equals_the_reference_where_rows_are_few() {
+    check_counts(&[3, 0, 64, 17, 1], [23, 48]);
+    check_counts(&[7, 33, 0, 2], [48, 16]);
+    check_counts(&[31, 65, 5, 0], [80, 64]);
+    check_counts(&[9; 11], [32, 112]);
+}
+
 #[test]
 fn experts_get_nothing_or_everything() {
     check_counts(&[0, 0, 67, 0], [19, 23]);

@@ -2,7 +2,7 @@
 
 use burn_titan_tests::runs::{Run, random_tokens};
 
-use crate::equal::{assert_close, curve};
+use crate::equal::{SAVED, assert_close, biases, curve};
 
 /// Twelve experts in three groups, of which a token meets three of two groups; nothing else in it divides.
 const DEEPSEEK: &str = "
@@ -49,14 +49,14 @@ fn loads(run: &Run) -> Vec<Vec<f64>> {
 
 fn equal_one_rank(model: &[&str], cases: &[(usize, &[&str])]) {
     let one = deepseek();
-    one.train(model);
-    let (reference, met) = (curve(&one), loads(&one));
+    one.train(&[model, &SAVED].concat());
+    let (reference, met) = (curve(&one), (loads(&one), biases(&one)));
     for (ranks, words) in cases {
         let run = deepseek();
-        run.simulate(*ranks, &[model, words].concat());
+        run.simulate(*ranks, &[model, words, &SAVED].concat());
         let name = format!("{ranks} ranks, {words:?}");
         assert_close(&name, &reference, &curve(&run));
-        assert_eq!(met, loads(&run), "{name}");
+        assert_eq!(met, (loads(&run), biases(&run)), "{name}");
     }
 }
 

@@ -1,6 +1,19 @@
 //! Whether a run has the numbers of one rank.
 
+use burn_titan_core::checkpoint;
 use burn_titan_tests::runs::Run;
+
+/// Saves what [`biases`] reads.
+pub const SAVED: [&str; 2] = ["checkpoint.enable=true", "checkpoint.interval=20"];
+
+/// What has moved by the load of every expert in all of 20 steps: equal only where every load was.
+pub fn biases(run: &Run) -> Vec<(String, Vec<f32>)> {
+    let saved = checkpoint::open(&run.path("out/checkpoint/step-00000020")).expect("a checkpoint");
+    let names = saved.model_tensors().map(|entry| entry.name.to_string());
+    let values = |name: &str| saved.tensor(name).and_then(|tensor| Ok(tensor.to_f32()?));
+    let biases = names.filter(|name| name.ends_with("router.bias"));
+    biases.map(|name| (name.clone(), values(&name).expect("its values"))).collect()
+}
 
 /// Loss, gradient norm, what experts add to the loss, and tokens, of every step.
 pub fn curve(run: &Run) -> Vec<[f64; 4]> {

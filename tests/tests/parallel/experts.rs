@@ -2,7 +2,7 @@
 
 use burn_titan_tests::runs::{Run, random_tokens};
 
-use crate::equal::{assert_close, curve};
+use crate::equal::{SAVED, assert_close, biases, curve};
 
 /// Twelve experts of which a token meets three; nothing else in it divides.
 const EXPERTS: &str = "
@@ -41,8 +41,9 @@ fn loads(run: &Run) -> Vec<Vec<f64>> {
 #[test]
 fn every_mesh_equals_one_rank() {
     let one = experts();
-    one.train(&[]);
-    let (reference, met) = (curve(&one), loads(&one));
+    one.train(&SAVED);
+    let (reference, met, moved) = (curve(&one), loads(&one), biases(&one));
+    assert!(moved.len() == 4 && moved.iter().all(|(_, bias)| bias.iter().any(|x| *x != 0.0)));
     assert!(reference.iter().all(|row| row[2] > 0.3 * 4.0), "four layers add to the loss");
     assert!(met.iter().all(|layers| layers.len() == 4 && layers.iter().all(|load| *load >= 1.0)));
     let zero_bubble = "parallelism.pipeline_parallel_schedule=zb1p";
@@ -71,10 +72,11 @@ fn every_mesh_equals_one_rank() {
     ];
     for (ranks, words) in cases {
         let run = experts();
-        run.simulate(ranks, words);
+        run.simulate(ranks, &[words, &SAVED].concat());
         let name = format!("{ranks} ranks, {words:?}");
         assert_close(&name, &reference, &curve(&run));
-        assert_eq!(met, loads(&run), "{name}");
+        assert_eq!((&met, &moved), (&loads(&run), &biases(&run)), "{name}");
+        assert!(run.metrics().iter().all(|metrics| metrics.dropped == Some(0)), "{name}");
     }
 }
 
@@ -135,11 +137,39 @@ fn bf16_and_int8() {
         let run = |ranks: usize, more: &[&str]| {
             let run = experts();
             run.simulate(ranks, &[words, more].concat());
-            run.losses()
+            run
         };
-        for (a, b) in run(1, &[]).iter().zip(run(4, &[EP2])) {
-            assert!(((a - b) / a).abs() < 1e-2, "{words:?}: {a} {b}");
-        }
+        let (one, four) = (run(1, &[]), run(4, &[EP2]));
+        let off = |i: usize| {
+            let (a, b) = (curve(&one), curve(&four));
+            a.iter().zip(&b).map(|(a, b)| ((a[i] - b[i]) / a[i]).abs()).fold(0.0, f64::max)
+        };
+        let (a, b) = (loads(&one), loads(&four));
+        let load =
+            a.concat().iter().zip(b.concat()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        println!("{words:?}: loss {:.1e}, norm {:.1e}, loads {load:.3}", off(0), off(1));
+        // Until the first step is taken, only what crosses ranks as int8 differs; then close scores round another way.
+        assert!(words.contains(&"comm.quantize=all") || a[0] == b[0], "{words:?}");
+        assert!(off(0) < 1e-3 && off(1) < 1e-2 && load < 0.3, "{words:?}");
+    }
+}
+
+/// Three ranks that have two experts each, of either family.
+#[test]
+fn six_experts_on_three_ranks() {
+    let deepseek = "model={name: deepseek_v3, overrides: {n_layers: 3, dim: 44, n_heads: 6, q_lora_rank: null, \
+                    kv_lora_rank: 13, qk_nope_head_dim: 7, qk_rope_head_dim: 6, v_head_dim: 9, ffn_dim: 77, \
+                    n_experts: 6, top_k: 2, expert_dim: 37, n_groups: 3, chosen_groups: 2, vocab_size: 331}}";
+    for model in ["model.overrides.n_experts=6", deepseek] {
+        let run = |ranks: usize, split: &[&str]| {
+            let run = experts();
+            let words = [&[model, "training.global_batch_size=12"][..], &SAVED, split].concat();
+            run.simulate(ranks, &words);
+            run
+        };
+        let (one, three) = (run(1, &[]), run(3, &["parallelism.expert_parallel_degree=3"]));
+        assert_close(model, &curve(&one), &curve(&three));
+        assert_eq!((loads(&one), biases(&one)), (loads(&three), biases(&three)), "{model}");
     }
 }
 
@@ -172,8 +202,6 @@ fn experts_that_do_not_divide_are_refused() {
     let message = "`parallelism.expert_parallel_degree` is 4, but `layers.0.feed_forward.experts.w1` has 6 experts, \
                    which do not divide by 4 ranks";
     assert!(found.contains(message), "{found}");
-    let three = "parallelism.expert_parallel_degree=3";
-    experts().simulate(3, &[six, three, "training.global_batch_size=12", "training.steps=3"]);
     let found = refused(4, &["parallelism.tensor_parallel_degree=4", EP2]);
     assert!(found.contains("is no multiple of `parallelism.tensor_parallel_degree`"), "{found}");
     let dense = "model={name: llama3, flavor: debug}";
